@@ -1,0 +1,82 @@
+"""`Family`: the torch-free half of a model family. What it can prune, what is legal, what each tensor's shape is."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from search.architecture import Architecture
+
+TermKind = Literal["embedding", "body", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One parameter tensor (or one a layer) and its shape as a function of an architecture."""
+
+    #: Hugging Face's name, ``{layer}`` for the layer's number.
+    name: str
+    shape: tuple[int, ...]
+    #: How many there are: 1, or the number of layers.
+    count: int
+    #: Input embedding, LM head, or everything else: what `Budget.basis` distinguishes.
+    kind: TermKind = "body"
+
+    @property
+    def parameters(self) -> int:
+        """Elements in all of them."""
+        return self.count * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisDescription:
+    """What `GET /v1/families` says of an axis."""
+
+    name: str
+    prunable: bool
+    #: What is kept or dropped along it; where it is not prunable, why.
+    description: str
+
+
+class Family(ABC):
+    """What Espalier must know of a model family before any weight is loaded.
+
+    Implementations are stateless; `search.families.FAMILIES` holds one of each by ``model_type``.
+    """
+
+    #: ``model_type`` of the Hugging Face config.
+    model_type: str
+    axes: tuple[AxisDescription, ...]
+
+    @abstractmethod
+    def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:
+        """The architecture of a Hugging Face config.
+
+        Raises:
+            UnknownAttribute: an attribute that is neither understood, known to be inert, nor null/false,
+                and that `ignore` does not name.
+            IllegalArchitecture: sizes that contradict each other, or that the stock class refuses.
+        """
+
+    @abstractmethod
+    def config(
+        self, architecture: Architecture, teacher_config: Mapping[str, Any], *, layers: Sequence[int]
+    ) -> dict[str, Any]:
+        """The Hugging Face config of a model with `architecture`, all else as in `teacher_config`.
+
+        Args:
+            architecture: the sizes.
+            teacher_config: the config that `parse` read.
+            layers: which of the teacher's layers are kept; per-layer lists (``layer_types``) are cut to them.
+
+        ``config(parse(c), c, layers=range(n)) == c`` for every config that `parse` accepts.
+        """
+
+    @abstractmethod
+    def illegal(self, architecture: Architecture) -> str | None:
+        """Why the stock transformers class cannot be built with these sizes; None where it can."""
+
+    @abstractmethod
+    def terms(self, architecture: Architecture) -> tuple[Term, ...]:
+        """Every parameter tensor, each once (a tied LM head is not listed)."""

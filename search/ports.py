@@ -1,0 +1,349 @@
+"""The ports: what the loop needs of the world, as small abstract classes with a contract.
+
+Each has a suite in ``tests/contracts`` that every implementation passes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from search.architecture import Architecture
+from search.records import (
+    CandidateRecord,
+    DriverRecord,
+    EventRecord,
+    ExportRecord,
+    IdempotencyKey,
+    JobKind,
+    JobState,
+    Lease,
+    Measurement,
+    NewSearch,
+    Preparation,
+    Proposal,
+    RunResult,
+    RunState,
+    SearchRecord,
+)
+
+
+class Clock(ABC):
+    """The time, so that leases can be tested without waiting."""
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The current time, in UTC and timezone-aware."""
+
+
+class SystemClock(Clock):
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        """The current time, in UTC."""
+        return datetime.now(UTC)
+
+
+# --- Strategy -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What is known of a candidate: `loss` while COMPLETED, None while it runs or after it failed."""
+
+    number: int
+    architecture: Architecture
+    state: RunState
+    loss: float | None = None
+
+
+class Strategy(ABC):
+    """Proposes architectures for one budget.
+
+    Not thread-safe; owned by one loop. It never proposes outside its budget, nor a digest in `taken`. Its state
+    follows from its construction arguments and the observations alone: a strategy rebuilt from the stored
+    candidates (observed in the order of their numbers) proposes what the old one would have proposed.
+
+    A life: ``a = ask(0, taken=())``; the loop stores it and calls ``observe(0, a, PENDING)``; the candidate runs;
+    ``observe(0, a, COMPLETED, loss=2.1)``; ``ask(1, taken={a.digest})`` …
+    """
+
+    @abstractmethod
+    def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
+        """The architecture of candidate `number`; None when the feasible set holds no other than `taken`."""
+
+    @abstractmethod
+    def observe(self, observation: Observation) -> None:
+        """Learn of a candidate. A later observation of the same number replaces the earlier."""
+
+
+# --- Evaluator ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTask:
+    """All that a worker needs to evaluate one candidate, besides the files it names."""
+
+    search: SearchRecord  # with its preparation
+    candidate_id: str
+    run_id: str
+    architecture: Architecture
+    parameters: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """A worker has begun."""
+
+    run_id: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunMeasured:
+    """A rung was reached."""
+
+    run_id: str
+    measurements: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The run is complete; its last measurements came before."""
+
+    run_id: str
+    result: RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed:
+    """The run ended without a result. `lost`: its worker died, which says nothing about the candidate."""
+
+    run_id: str
+    reason: str
+    lost: bool = False
+
+
+EvaluationEvent = RunStarted | RunMeasured | RunFinished | RunFailed
+
+
+class Evaluator(ABC):
+    """Evaluates candidates, several at a time, elsewhere.
+
+    Owned by one loop thread. `submit` returns at once; events of one run come in order, `RunStarted` first and
+    exactly one of `RunFinished`/`RunFailed` last; runs cancelled report nothing more.
+    """
+
+    @abstractmethod
+    def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+        """Load the teacher, tokenise the text and score importance, once per search. Blocks.
+
+        Raises:
+            InvalidInput: teacher or text turn out unusable (NaN weights, too few tokens).
+            Interrupted: `should_stop` came true.
+        """
+
+    @abstractmethod
+    def start(self, search: SearchRecord) -> int:
+        """Make workers for a prepared search; how many candidates can run at the same time."""
+
+    @abstractmethod
+    def submit(self, task: EvaluationTask) -> None:
+        """Begin a candidate; at most as many at a time as `start` said."""
+
+    @abstractmethod
+    def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
+        """Events since the last call; waits up to `timeout_s` for the first."""
+
+    @abstractmethod
+    def cancel_all(self) -> None:
+        """End every run now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the workers. Idempotent."""
+
+
+# --- Artifacts ------------------------------------------------------------------------------------------------------
+
+
+class ArtifactStore(ABC):
+    """Files by the SHA-256 of their content: written whole or not at all, never changed, safe to share.
+
+    Digests are 64 lower-case hex digits. Storing the same content twice is one file.
+    """
+
+    @abstractmethod
+    def put_file(self, path: Path) -> str:
+        """Store a copy of a file; its digest."""
+
+    @abstractmethod
+    def put_bytes(self, content: bytes) -> str:
+        """Store a few bytes; their digest."""
+
+    @abstractmethod
+    def open(self, digest: str) -> BinaryIO:
+        """Read it. Raises NotFound."""
+
+    @abstractmethod
+    def size(self, digest: str) -> int:
+        """Bytes. Raises NotFound."""
+
+    @abstractmethod
+    def local_path(self, digest: str) -> Path:
+        """A path on this machine with its content, to be memory-mapped: the stored file, or a cached copy.
+
+        Raises NotFound.
+        """
+
+    @abstractmethod
+    def delete(self, digest: str) -> None:
+        """Remove it; nothing happens where it does not exist."""
+
+
+# --- Store ----------------------------------------------------------------------------------------------------------
+
+
+class Store(ABC):
+    """The database: the only truth.
+
+    Thread-safe; every method is one transaction. Methods that take a `Lease` are the driver's: they raise LeaseLost,
+    and change nothing, when the lease's token is not the job's or the job has ended. An *expired* lease that nobody
+    has taken over is still good. Every change to a search appends an event in the same transaction.
+    """
+
+    # the service's side
+
+    @abstractmethod
+    def create_search(self, new: NewSearch, *, idempotency: IdempotencyKey | None = None) -> SearchRecord:
+        """Store a QUEUED search. The same idempotency key with the same body returns the first one's search.
+
+        Raises:
+            IdempotencyMismatch: the key came before with another body.
+        """
+
+    @abstractmethod
+    def find_idempotent(self, idempotency: IdempotencyKey) -> SearchRecord | None:
+        """The search that this key created; None where the key is new. Raises IdempotencyMismatch."""
+
+    @abstractmethod
+    def get_search(self, search_id: str) -> SearchRecord:
+        """One. Raises NotFound."""
+
+    @abstractmethod
+    def list_searches(
+        self,
+        *,
+        state: JobState | None = None,
+        tag: str | None = None,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[SearchRecord]:
+        """Newest first; `after` is the (created_at, id) of the last one of the previous page."""
+
+    @abstractmethod
+    def cancel_search(self, search_id: str) -> SearchRecord:
+        """QUEUED becomes CANCELLED, RUNNING becomes CANCELLING, CANCELLING stays.
+
+        Raises:
+            NotFound: no such search.
+            IllegalTransition: it has ended.
+        """
+
+    @abstractmethod
+    def delete_search(self, search_id: str) -> Sequence[str]:
+        """Remove an ended search and all that hangs on it; the digests of artifacts nobody else refers to.
+
+        Raises:
+            NotFound: no such search.
+            IllegalTransition: it has not ended.
+        """
+
+    @abstractmethod
+    def candidates(self, search_id: str) -> Sequence[CandidateRecord]:
+        """All of a search, by number, with their measurements. Raises NotFound."""
+
+    @abstractmethod
+    def get_candidate(self, candidate_id: str) -> CandidateRecord:
+        """One, with its measurements. Raises NotFound."""
+
+    @abstractmethod
+    def events(self, search_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
+        """Those with a sequence above `after`, ascending. Raises NotFound."""
+
+    @abstractmethod
+    def create_export(self, candidate_id: str) -> ExportRecord:
+        """Queue the building of a completed candidate's checkpoint; the existing job unless that one FAILED.
+
+        Raises:
+            NotFound: no such candidate.
+            NotReady: the candidate is not COMPLETED.
+        """
+
+    @abstractmethod
+    def get_export(self, candidate_id: str) -> ExportRecord | None:
+        """The newest export job of a candidate. Raises NotFound for an unknown candidate."""
+
+    @abstractmethod
+    def drivers(self) -> Sequence[DriverRecord]:
+        """All that have ever reported, the last seen first."""
+
+    # the driver's side
+
+    @abstractmethod
+    def report_driver(self, driver: DriverRecord) -> None:
+        """Insert or update a driver's row; `seen_at` is set to now."""
+
+    @abstractmethod
+    def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
+        """Take the oldest job that is QUEUED, or RUNNING/CANCELLING with an expired lease; None where there is none.
+
+        The job becomes RUNNING (a CANCELLING one stays so), the token grows by one, and its runs that were RUNNING
+        become PENDING again: their worker is gone.
+        """
+
+    @abstractmethod
+    def renew(self, lease: Lease, *, ttl_s: float) -> JobState:
+        """Extend the lease; the job's state, RUNNING or CANCELLING. Raises LeaseLost."""
+
+    @abstractmethod
+    def release(self, lease: Lease) -> None:
+        """Give the job back: RUNNING becomes QUEUED, its RUNNING runs PENDING; CANCELLING stays, lease expired."""
+
+    @abstractmethod
+    def save_preparation(self, lease: Lease, preparation: Preparation) -> None:
+        """Once per search; its artifacts are registered."""
+
+    @abstractmethod
+    def add_candidates(self, lease: Lease, proposals: Sequence[Proposal]) -> Sequence[CandidateRecord]:
+        """Store a generation in one transaction, each with one PENDING run of the search's seed.
+
+        A proposal whose architecture the search already has is left out of the answer and not stored.
+        """
+
+    @abstractmethod
+    def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
+        """PENDING becomes RUNNING; an attempt is opened; measurements of an earlier attempt are removed."""
+
+    @abstractmethod
+    def record(self, lease: Lease, run_id: str, measurements: Sequence[Measurement]) -> None:
+        """Add measurements. The first write of a (run, tokens, metric) wins."""
+
+    @abstractmethod
+    def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
+        """RUNNING becomes COMPLETED; its artifacts are registered."""
+
+    @abstractmethod
+    def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
+        """RUNNING becomes FAILED with the reason, or PENDING where it shall be tried `again`."""
+
+    @abstractmethod
+    def finish_search(self, lease: Lease, state: JobState, *, error: str | None = None) -> None:
+        """End the job as COMPLETED, FAILED or CANCELLED; runs that are not final become CANCELLED."""
+
+    @abstractmethod
+    def finish_export(self, lease: Lease, *, artifact: str | None = None, error: str | None = None) -> None:
+        """End an export: COMPLETED with its artifact, or FAILED with its error."""

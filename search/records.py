@@ -1,0 +1,319 @@
+"""What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+from search.architecture import Architecture
+from search.budget import Budget
+from search.errors import IllegalTransition
+from search.request import SearchRequest
+
+_STORED: dict[str, Any] = {"extra": "forbid"}
+
+JobKind = Literal["search", "export"]
+
+
+class JobState(StrEnum):
+    """Where a job (a search or an export) stands."""
+
+    #: Waiting for a driver.
+    QUEUED = "queued"
+    #: A driver holds its lease.
+    RUNNING = "running"
+    #: A driver holds its lease and has been asked to end it.
+    CANCELLING = "cancelling"
+    #: Ended as intended.
+    COMPLETED = "completed"
+    #: Ended with an error, which is stored.
+    FAILED = "failed"
+    #: Ended because a user asked for it; what was measured stays.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return not JOB_TRANSITIONS[self]
+
+
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    # back to QUEUED when its driver stops or dies
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.CANCELLING, JobState.COMPLETED, JobState.FAILED}),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.COMPLETED, JobState.FAILED}),
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+class RunState(StrEnum):
+    """Where one evaluation of a candidate stands."""
+
+    #: Stored, not started (or its driver died: it will be evaluated again, with the same seed).
+    PENDING = "pending"
+    #: On a worker.
+    RUNNING = "running"
+    #: Every rung measured.
+    COMPLETED = "completed"
+    #: Ended with a reason, which is stored.
+    FAILED = "failed"
+    #: Its search was cancelled first.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return not RUN_TRANSITIONS[self]
+
+
+RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
+    RunState.PENDING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+    RunState.RUNNING: frozenset({RunState.PENDING, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}),
+    RunState.COMPLETED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELLED: frozenset(),
+}
+
+
+def check_transition(kind: str, identifier: str, now: JobState | RunState, then: JobState | RunState) -> None:
+    """Whether `then` may follow `now`.
+
+    Raises:
+        IllegalTransition: it may not.
+    """
+    table: Mapping[Any, frozenset[Any]] = JOB_TRANSITIONS if isinstance(now, JobState) else RUN_TRANSITIONS
+    if then not in table[now]:
+        legal = [state.value for state, nexts in table.items() if then in nexts]
+        raise IllegalTransition(kind, identifier, state=now.value, verb=f"move to {then.value}", legal=legal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One number, after `tokens` tokens of distillation (0: pruned, not distilled).
+
+    Metrics (`split` is validation or test):
+
+    * ``{split}_loss``: cross-entropy on the text, nats a token. Candidates are ranked by ``validation_loss``.
+    * ``{split}_kl``: KL(teacher || student), nats a token.
+    * ``train_kl``: the mean training loss since the previous rung, nats a token.
+    """
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    tokens: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What all candidates of a search share, computed once before the first."""
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    #: SHA-256 over the teacher's config and weight files.
+    teacher_digest: str
+    teacher_parameters: int
+    #: SHA-256 over the packed tokens of all splits.
+    data_digest: str
+    train_tokens: int
+    #: Artifact: packed token windows of the four splits (safetensors).
+    tokens_artifact: str
+    #: Artifact: importance scores (safetensors).
+    importance_artifact: str
+    #: The teacher's own losses on the held-out splits, nats a token: ``validation_loss``, ``test_loss``.
+    teacher_metrics: Mapping[str, float]
+    #: Where the time went, seconds by step.
+    seconds: Mapping[str, float]
+    #: Library versions and hardware of the worker that prepared.
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherRecord:
+    """The teacher as known at submission, without its weights."""
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    #: As the request named it.
+    model: str
+    architecture: Architecture
+    parameters: int
+    #: The Hugging Face config, as it stood at submission.
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a search is."""
+
+    #: Upper bound on candidates: ``max_candidates`` for each budget, or the feasible set where that is smaller.
+    planned: int
+    pending: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """A search as stored."""
+
+    id: str
+    state: JobState
+    request: SearchRequest
+    teacher: TeacherRecord
+    budgets: tuple[Budget, ...]
+    progress: Progress
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: Why it failed.
+    error: str | None = None
+    preparation: Preparation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSearch:
+    """A validated submission, ready to be stored."""
+
+    request: SearchRequest
+    teacher: TeacherRecord
+    budgets: tuple[Budget, ...]
+    planned: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """An architecture that a strategy proposes for a budget. Its number orders it within the search."""
+
+    number: int
+    budget_index: int
+    architecture: Architecture
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a finished run reports besides its measurements."""
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    #: Parameters of the built model, shared tensors once. The loop refuses a run where they differ from the count.
+    measured_parameters: int
+    #: Artifact (JSON): the `Selection`.
+    selection_artifact: str
+    #: Artifact (safetensors): the distilled weights, under Hugging Face's names.
+    checkpoint_artifact: str
+    #: Where the time went, seconds by step.
+    seconds: Mapping[str, float]
+    #: Library versions and hardware of the worker.
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateRecord:
+    """A candidate and its run, as stored."""
+
+    id: str
+    search_id: str
+    number: int
+    budget_index: int
+    architecture: Architecture
+    #: Counted in closed form.
+    parameters: int
+    #: `parameters` without embeddings and LM head.
+    non_embedding_parameters: int
+    run_id: str
+    seed: int
+    state: RunState
+    #: Times a worker started on it.
+    attempts: int
+    created_at: datetime
+    worker: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    #: Why it failed.
+    error: str | None = None
+    result: RunResult | None = None
+    #: In the order measured.
+    measurements: tuple[Measurement, ...] = ()
+
+    def metric(self, name: str) -> float | None:
+        """The value of `name` after the most tokens; None where never measured."""
+        values = [(m.tokens, m.value) for m in self.measurements if m.metric == name]
+        return max(values)[1] if values else None
+
+    def metric_before(self, name: str) -> float | None:
+        """The value of `name` before any distillation."""
+        return next((m.value for m in self.measurements if m.metric == name and m.tokens == 0), None)
+
+    @property
+    def loss(self) -> float | None:
+        """The validation loss that ranks it: that of a *completed* run, else None."""
+        return self.metric("validation_loss") if self.state is RunState.COMPLETED else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """The job that builds a candidate's checkpoint archive."""
+
+    id: str
+    candidate_id: str
+    state: JobState
+    created_at: datetime
+    finished_at: datetime | None = None
+    error: str | None = None
+    #: Artifact (tar): the Hugging Face directory.
+    artifact: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """One line of a search's history. `sequence` grows by one within a search, so a reader can resume."""
+
+    search_id: str
+    sequence: int
+    at: datetime
+    #: e.g. ``search.running``, ``candidate.proposed``, ``candidate.measured``, ``export.completed``.
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverRecord:
+    """A driver process, as it last reported itself."""
+
+    id: str
+    started_at: datetime
+    seen_at: datetime
+    host: str
+    pid: int
+    #: Ray's resources, e.g. ``{"CPU": 4.0, "GPU": 1.0}``; empty before Ray has started.
+    resources: Mapping[str, float]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A driver's right to write to a job. Every write names it; a stale `token` is refused."""
+
+    job_id: str
+    kind: JobKind
+    #: The search, or the candidate to export.
+    subject_id: str
+    owner: str
+    token: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyKey:
+    """An ``Idempotency-Key`` header and the digest of the body that came with it."""
+
+    key: str
+    body_digest: str

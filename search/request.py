@@ -1,0 +1,305 @@
+"""`SearchRequest`: what a user asks for. One set of dataclasses is the HTTP schema, the stored row and the domain.
+
+Each class checks itself; what needs the teacher's config or the file system is checked by `search.planning`.
+Field docstrings become the descriptions in the OpenAPI document.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+from search.architecture import AXES
+from search.errors import InvalidRequest
+
+#: Pydantic's settings for every class here: unknown fields are refused, docstrings are published.
+_SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+Basis = Literal["total", "non_embedding"]
+StrategyKind = Literal["tpe", "random", "exhaustive"]
+
+
+def _require(condition: bool, *, expected: str, got: object, where: str, hint: str | None = None) -> None:
+    if not condition:
+        raise InvalidRequest(expected=expected, got=got, where=(where,), hint=hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherRequest:
+    """Which trained model to compress."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    model: str
+    """A Hugging Face model directory, as a path below one of the server's model roots."""
+    ignore_attributes: tuple[str, ...] = ()
+    """Config attributes that the family does not understand and the user vouches are harmless; recorded in the spec."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), expected="a path below a model root", got=self.model, where="model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """A band around the budget, as fractions of it."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    below: float = 0.05
+    above: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.below < 1, expected="a fraction in (0, 1)", got=self.below, where="below")
+        _require(0 <= self.above < 1, expected="a fraction in [0, 1)", got=self.above, where="above")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRequest:
+    """How many parameters the user can afford: exactly one of `params` and `ratio`."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    params: int | None = None
+    """The most parameters a candidate may have."""
+    ratio: float | None = None
+    """The same as a fraction of the teacher's parameters."""
+    tolerance: float | Tolerance = 0.05
+    """How far below the budget a candidate may lie, as a fraction of it; an object also allows a band above it."""
+    basis: Basis = "total"
+    """Whether embeddings and LM head count (`total`) or not (`non_embedding`)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.params is None) != (self.ratio is None),
+            expected="exactly one of params and ratio",
+            got={"params": self.params, "ratio": self.ratio},
+            where="params",
+        )
+        if self.params is not None:
+            _require(self.params >= 1, expected="at least 1 parameter", got=self.params, where="params")
+        if self.ratio is not None:
+            _require(0 < self.ratio <= 1, expected="a fraction in (0, 1]", got=self.ratio, where="ratio")
+        if isinstance(self.tolerance, float):
+            _require(0 < self.tolerance < 1, expected="a fraction in (0, 1)", got=self.tolerance, where="tolerance")
+
+    @property
+    def band(self) -> Tolerance:
+        """The tolerance in its full form."""
+        return self.tolerance if isinstance(self.tolerance, Tolerance) else Tolerance(below=self.tolerance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Every multiple of `multiple_of` from `min` to `max`, both included."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    min: int
+    max: int
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.min >= 1, expected="at least 1", got=self.min, where="min")
+        _require(self.multiple_of >= 1, expected="at least 1", got=self.multiple_of, where="multiple_of")
+        _require(
+            len(self.values) > 0,
+            expected=f"a multiple of {self.multiple_of} between {self.min} and {self.max}",
+            got=self.max,
+            where="max",
+        )
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values, ascending."""
+        first = -(-self.min // self.multiple_of) * self.multiple_of
+        return tuple(range(first, self.max + 1, self.multiple_of))
+
+
+AxisRequest = tuple[int, ...] | Range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceRequest:
+    """Which values each axis may take. An absent axis gets defaults from the teacher; a list of one fixes it."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    num_hidden_layers: AxisRequest | None = None
+    hidden_size: AxisRequest | None = None
+    intermediate_size: AxisRequest | None = None
+    num_attention_heads: AxisRequest | None = None
+    num_key_value_heads: AxisRequest | None = None
+
+    def __post_init__(self) -> None:
+        for name in AXES:
+            values = self.values(name)
+            if values is not None:
+                _require(
+                    len(values) > 0 and min(values) >= 1,
+                    expected="at least one value, each at least 1",
+                    got=list(values),
+                    where=name,
+                )
+
+    def values(self, axis: str) -> tuple[int, ...] | None:
+        """The requested values of `axis`, ascending and without repeats; None where the defaults apply."""
+        asked: AxisRequest | None = getattr(self, axis)
+        if asked is None:
+            return None
+        return asked.values if isinstance(asked, Range) else tuple(sorted(set(asked)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRequest:
+    """The text that calibrates, trains and judges."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    train: str
+    """A text file or a directory of .txt and .jsonl files, as a path below one of the server's data roots."""
+    text_field: str = "text"
+    """The field of a JSONL line that holds the text."""
+    document_separator: str = "<|endoftext|>"
+    """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
+    sequence_length: int = 256
+    """Tokens in a packed window."""
+    calibration_samples: int = 128
+    """Windows that the importance pass reads."""
+    validation_samples: int = 256
+    """Held-out windows on which candidates are ranked."""
+    test_samples: int = 128
+    """Held-out windows, disjoint from all others, on which a candidate is also measured."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.train), expected="a path below a data root", got=self.train, where="train")
+        _require(
+            bool(self.document_separator),
+            expected="a text that is not empty",
+            got=self.document_separator,
+            where="document_separator",
+        )
+        for name in ("sequence_length", "calibration_samples", "validation_samples", "test_samples"):
+            smallest = 2 if name == "sequence_length" else 1
+            value = getattr(self, name)
+            _require(value >= smallest, expected=f"at least {smallest}", got=value, where=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationRequest:
+    """The brief distillation that every candidate gets: forward KL to the teacher, AdamW, warm-up and cosine."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    tokens: int = 819_200
+    """Tokens a candidate is trained on."""
+    batch_tokens: int = 2_048
+    """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
+    learning_rate: float = 1e-3
+    """The peak. It moves the result as much as the architecture does: see the README."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
+    final_learning_rate_ratio: float = 0.1
+    """Where the cosine ends, as a fraction of the peak."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this L2 norm."""
+    temperature: float = 1.0
+    """Softmax temperature of teacher and student in the loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
+            value = getattr(self, name)
+            _require(value > 0, expected="a number above 0", got=value, where=name)
+        _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
+        _require(
+            0 <= self.final_learning_rate_ratio <= 1,
+            expected="a fraction in [0, 1]",
+            got=self.final_learning_rate_ratio,
+            where="final_learning_rate_ratio",
+        )
+        _require(
+            self.tokens % self.batch_tokens == 0,
+            expected=f"a multiple of batch_tokens = {self.batch_tokens}",
+            got=self.tokens,
+            where="tokens",
+            hint="The run is a whole number of optimiser steps.",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.tokens // self.batch_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyRequest:
+    """How architectures are proposed."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    kind: StrategyKind = "tpe"
+    """`tpe`: Optuna's multivariate TPE; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
+    max_candidates: int = 16
+    """Candidates proposed per budget, at most."""
+    rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
+    seed: int = 0
+    """Seeds the proposals and the order of the training windows."""
+    deterministic: bool = False
+    """Propose in generations of `limits.max_parallel` and learn from each in order, so that the leaderboard does not
+    depend on which candidate finishes first."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
+        _require(self.seed >= 0, expected="at least 0", got=self.seed, where="seed")
+        ascending = all(low < high for low, high in pairwise(self.rungs))
+        _require(
+            len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,
+            expected="ascending fractions in (0, 1] that end at 1",
+            got=list(self.rungs),
+            where="rungs",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsRequest:
+    """What the search may use."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    max_parallel: int = 4
+    """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_parallel >= 1, expected="at least 1", got=self.max_parallel, where="max_parallel")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """A search job: the teacher, what one can afford, and the text to distil on."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    teacher: TeacherRequest
+    budgets: tuple[BudgetRequest, ...]
+    data: DataRequest
+    name: str = ""
+    """For people; need not be unique."""
+    tags: tuple[str, ...] = ()
+    space: SpaceRequest = field(default_factory=SpaceRequest)
+    distillation: DistillationRequest = field(default_factory=DistillationRequest)
+    strategy: StrategyRequest = field(default_factory=StrategyRequest)
+    limits: LimitsRequest = field(default_factory=LimitsRequest)
+
+    def __post_init__(self) -> None:
+        _require(len(self.budgets) > 0, expected="at least one budget", got=[], where="budgets")
+        _require(
+            self.distillation.batch_tokens % self.data.sequence_length == 0,
+            expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",
+            got=self.distillation.batch_tokens,
+            where="distillation.batch_tokens",
+        )
+
+    @property
+    def tokens_needed(self) -> int:
+        """Tokens of text that the request consumes: calibration, validation, test and the brief run."""
+        windows = self.data.calibration_samples + self.data.validation_samples + self.data.test_samples
+        return windows * self.data.sequence_length + self.distillation.tokens

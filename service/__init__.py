@@ -1,0 +1,1 @@
+"""The outside: HTTP API, command line and client. Imports the domain, never the workers."""

@@ -1,0 +1,234 @@
+"""Teachers and texts, by names below configured roots. Nothing outside a root, behind a link, or able to run code.
+
+A name is a path relative to a root (an absolute path is accepted where it lies below one); the first root that holds
+it wins. A root itself may be a symbolic link, since whoever configured it chose it; nothing below one may be. Messages
+quote names, never the server's own paths.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
+
+#: Files that `pickle` writes: loading one runs whatever it says.
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+_TEXT_SUFFIXES = frozenset({".txt", ".jsonl"})
+
+_CONFIG = "config.json"
+_TOKENIZER = "tokenizer.json"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+
+#: How many levels of folders, and how many names, a "there is also …" looks through.
+_OFFER_DEPTH = 3
+_OFFER_NAMES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSource:
+    """A Hugging Face model directory with everything in it that is needed, its weights not yet read."""
+
+    path: Path
+    #: Its ``config.json``.
+    config: dict[str, Any]
+    #: One safetensors file, or every shard of an index, sorted by name.
+    weight_files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSource:
+    """The ``.txt`` and ``.jsonl`` files of a name."""
+
+    #: Sorted by their path below the name, so that the text is the same on every machine.
+    files: tuple[Path, ...]
+    num_bytes: int
+
+
+def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
+    """The model directory `name` below the first of `roots` that holds it.
+
+    Raises:
+        SourceNotFound: no root holds it; the hint names what they do hold.
+        ForbiddenSource: it leaves the roots, leads through a symlink, or has its weights in pickle files only.
+        UnusableTeacher: a file is missing, or the config is no JSON object.
+    """
+    path = _locate(name, roots)
+    if path is None or not path.is_dir():
+        raise SourceNotFound(
+            expected="a Hugging Face model directory below a model root", got=name, hint=_offer(_models(roots))
+        )
+    _refuse_links(path, name, os.listdir(path))
+    config = _json_object(path / _CONFIG, name)
+    if not (path / _TOKENIZER).is_file():
+        raise UnusableTeacher(
+            expected=f"a directory with {_TOKENIZER}",
+            got=name,
+            hint="Save the tokenizer in the fast format: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    return TeacherSource(path=path, config=config, weight_files=_weight_files(path, name))
+
+
+def resolve_text(name: str, roots: Sequence[Path]) -> TextSource:
+    """The text file `name`, or all text files in the directory `name`, below the first of `roots` that holds it.
+
+    Raises:
+        SourceNotFound: no root holds it, or there is no text in it; the hint names what the roots hold.
+        ForbiddenSource: it leaves the roots or leads through a symlink.
+        InvalidRequest: a file that is neither ``.txt`` nor ``.jsonl``.
+    """
+    path = _locate(name, roots)
+    if path is None:
+        raise SourceNotFound(
+            expected="a text file or directory below a data root", got=name, hint=_offer(_texts(roots))
+        )
+    if path.is_dir():
+        files = _text_files(path, name)
+    elif path.is_file() and path.suffix in _TEXT_SUFFIXES:
+        files = (path,)
+    else:
+        raise InvalidRequest(expected="a .txt or .jsonl file, or a directory of them", got=name)
+    if not files:
+        raise SourceNotFound(expected="a directory with .txt or .jsonl files", got=name, hint=_offer(_texts(roots)))
+    return TextSource(files=files, num_bytes=sum(file.stat().st_size for file in files))
+
+
+def _locate(name: str, roots: Sequence[Path]) -> Path | None:
+    """Where `name` is; None where no root holds it. Raises ForbiddenSource."""
+    if "\0" in name or ".." in PurePosixPath(name).parts:
+        raise ForbiddenSource(expected="a path without '..' or NUL", got=name)
+    for root in map(_absolute, roots):
+        if not PurePosixPath(name).is_absolute():
+            path = root / name
+        elif Path(name).is_relative_to(root):
+            path = Path(name)
+        else:
+            continue
+        if _exists_without_links(path, root, name):
+            return path
+    if PurePosixPath(name).is_absolute() and not any(Path(name).is_relative_to(_absolute(root)) for root in roots):
+        raise ForbiddenSource(
+            expected="a path below a configured root", got=name, hint="Name it relative to one of the server's roots."
+        )
+    return None
+
+
+def _absolute(root: Path) -> Path:
+    return root.expanduser().absolute()
+
+
+def _exists_without_links(path: Path, root: Path, name: str) -> bool:
+    """Whether `path` exists; every component below `root` is looked at without following it."""
+    place = root
+    for part in path.relative_to(root).parts:
+        place = place / part
+        try:
+            mode = place.lstat().st_mode
+        except (OSError, ValueError):  # absent, too long for a file name, not encodable: no such thing here
+            return False
+        if stat.S_ISLNK(mode):
+            raise _link(name, place.relative_to(root).as_posix())
+    return path.exists()
+
+
+def _refuse_links(folder: Path, name: str, entries: Sequence[str]) -> None:
+    for entry in sorted(entries):
+        if (folder / entry).is_symlink():
+            raise _link(name, entry)
+
+
+def _link(name: str, entry: str) -> ForbiddenSource:
+    return ForbiddenSource(
+        expected="a path and files without symbolic links",
+        got=name,
+        hint=f"{entry!r} is a link. Copy what it points to (hf download --local-dir makes real files).",
+    )
+
+
+def _json_object(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in one of the teacher's files."""
+    if not path.is_file():
+        raise UnusableTeacher(expected=f"a directory with {path.name}", got=name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise UnusableTeacher(expected=f"valid JSON in {path.name}", got=name, hint=f"{error}.") from None
+    if not isinstance(content, dict):
+        raise UnusableTeacher(expected=f"a JSON object in {path.name}", got=name)
+    return content
+
+
+def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
+    """The safetensors files that transformers would load: the single file, else the shards of the index."""
+    if (folder / _WEIGHTS).is_file():
+        return (folder / _WEIGHTS,)
+    if (folder / _WEIGHTS_INDEX).is_file():
+        return _shards(folder, name)
+    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise ForbiddenSource(
+            expected="weights as safetensors only",
+            got=name,
+            hint=f"{', '.join(pickles)} may hold pickled code. Convert where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors.",
+            files=pickles,
+        )
+    raise UnusableTeacher(expected=f"a directory with {_WEIGHTS} or {_WEIGHTS_INDEX}", got=name)
+
+
+def _shards(folder: Path, name: str) -> tuple[Path, ...]:
+    weight_map = _json_object(folder / _WEIGHTS_INDEX, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UnusableTeacher(expected=f"a weight_map in {_WEIGHTS_INDEX}", got=name)
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    foreign = [s for s in shards if PurePosixPath(s).name != s or not s.endswith(".safetensors") or "\0" in s]
+    if foreign:
+        raise ForbiddenSource(
+            expected=f"plain names of safetensors files in {_WEIGHTS_INDEX}", got=name, files=foreign[:_OFFER_NAMES]
+        )
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise UnusableTeacher(
+            expected=f"every shard that {_WEIGHTS_INDEX} lists",
+            got=name,
+            hint=f"Missing: {', '.join(missing[:_OFFER_NAMES])}.",
+            missing=missing,
+        )
+    return tuple(folder / shard for shard in shards)
+
+
+def _text_files(folder: Path, name: str) -> tuple[Path, ...]:
+    found = []
+    for place, folders, files in os.walk(folder):
+        _refuse_links(Path(place), name, [*folders, *files])
+        found += [Path(place, file) for file in files if Path(file).suffix in _TEXT_SUFFIXES]
+    return tuple(sorted(found, key=lambda file: file.relative_to(folder).as_posix()))
+
+
+# What the roots hold, for the hints.
+
+
+def _offer(names: Iterator[str]) -> str:
+    offered = sorted(dict.fromkeys(name for name, _ in zip(names, range(_OFFER_NAMES), strict=False)))
+    return f"The server offers: {', '.join(offered)}." if offered else "The server's roots hold none at all."
+
+
+def _models(roots: Sequence[Path]) -> Iterator[str]:
+    return (name for name, _, files in _folders(roots) if _CONFIG in files)
+
+
+def _texts(roots: Sequence[Path]) -> Iterator[str]:
+    return (name for name, _, files in _folders(roots) if any(Path(file).suffix in _TEXT_SUFFIXES for file in files))
+
+
+def _folders(roots: Sequence[Path]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(name, folders, files) of every folder near the top of the roots, none of them a link."""
+    for root in map(_absolute, roots):
+        for place, folders, files in os.walk(root):
+            name = Path(place).relative_to(root)
+            folders[:] = sorted(folders) if len(name.parts) < _OFFER_DEPTH else []
+            yield name.as_posix(), folders, files

@@ -4,6 +4,7 @@ Each class checks itself; what needs the teacher's config or the file system is 
 Field docstrings become the descriptions in the OpenAPI document.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -101,17 +102,17 @@ class Range:
         _require(self.min >= 1, expected="at least 1", got=self.min, where="min")
         _require(self.multiple_of >= 1, expected="at least 1", got=self.multiple_of, where="multiple_of")
         _require(
-            len(self.values) > 0,
+            bool(self.values),
             expected=f"a multiple of {self.multiple_of} between {self.min} and {self.max}",
             got=self.max,
             where="max",
         )
 
     @property
-    def values(self) -> tuple[int, ...]:
-        """The values, ascending."""
+    def values(self) -> range:
+        """The values, ascending; not spelled out, since `max` may be anything."""
         first = -(-self.min // self.multiple_of) * self.multiple_of
-        return tuple(range(first, self.max + 1, self.multiple_of))
+        return range(first, self.max + 1, self.multiple_of)
 
 
 AxisRequest = tuple[int, ...] | Range
@@ -134,13 +135,13 @@ class SpaceRequest:
             values = self.values(name)
             if values is not None:
                 _require(
-                    len(values) > 0 and min(values) >= 1,
+                    bool(values) and values[0] >= 1,
                     expected="at least one value, each at least 1",
-                    got=list(values),
+                    got=getattr(self, name),
                     where=name,
                 )
 
-    def values(self, axis: str) -> tuple[int, ...] | None:
+    def values(self, axis: str) -> Sequence[int] | None:
         """The requested values of `axis`, ascending and without repeats; None where the defaults apply."""
         asked: AxisRequest | None = getattr(self, axis)
         if asked is None:

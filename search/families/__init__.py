@@ -1,1 +1,27 @@
-"""The torch-free half of each model family."""
+"""The torch-free half of each model family, and the registry of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from search.errors import UnsupportedFamily
+from search.families.base import Family
+from search.families.llama import LlamaFamily
+
+#: Every supported family by ``model_type``.
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (LlamaFamily(),)}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a Hugging Face config's ``model_type`` names.
+
+    Raises:
+        UnsupportedFamily: none does.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedFamily(
+            expected=f"a supported model_type: {', '.join(sorted(FAMILIES))}",
+            got=model_type,
+            where=("model_type",),
+        )
+    return FAMILIES[model_type]

@@ -1,0 +1,77 @@
+"""Orders of candidates: the ranking, the Pareto front, and how well two rankings agree."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from search.records import CandidateRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedCandidate:
+    """A candidate and its place."""
+
+    #: 1 is the best; None while the candidate has not completed.
+    rank: int | None
+    candidate: CandidateRecord
+
+
+def rank(candidates: Sequence[CandidateRecord]) -> tuple[RankedCandidate, ...]:
+    """The completed candidates from the lowest validation loss, then the others by number, without a rank.
+
+    Equal losses: the one with fewer parameters first, then the one that was proposed first. No rank is shared.
+    """
+    completed = sorted((c for c in candidates if c.loss is not None), key=_by_loss)
+    others = sorted((c for c in candidates if c.loss is None), key=lambda c: c.number)
+    return (
+        *(RankedCandidate(rank=place, candidate=candidate) for place, candidate in enumerate(completed, start=1)),
+        *(RankedCandidate(rank=None, candidate=candidate) for candidate in others),
+    )
+
+
+def _by_loss(candidate: CandidateRecord) -> tuple[float, int, int]:
+    assert candidate.loss is not None
+    return candidate.loss, candidate.parameters, candidate.number
+
+
+def pareto_front(candidates: Sequence[CandidateRecord]) -> tuple[CandidateRecord, ...]:
+    """The completed candidates that no other beats in both parameters and loss, the smallest first.
+
+    One beats another when it is no worse in either and better in one; of two that are equal in both, both stay.
+    """
+    completed = [(c.parameters, c.loss, c) for c in candidates if c.loss is not None]
+    front: list[CandidateRecord] = []
+    lowest: tuple[int, float] | None = None
+    # By rising parameters: whoever beats a candidate came before it, so the lowest loss so far decides.
+    for parameters, loss, candidate in sorted(completed, key=lambda entry: (entry[0], entry[1], entry[2].number)):
+        if lowest is None or loss < lowest[1] or (parameters, loss) == lowest:
+            front.append(candidate)
+            lowest = (parameters, loss)
+    return tuple(front)
+
+
+def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two score lists: 1 where they order alike, -1 where they are each other's reverse.
+
+    ::
+
+        tau_b = (C - D) / sqrt((P - Tx) (P - Ty))
+
+    over the P pairs of positions: C concordant, D discordant, Tx and Ty tied in `xs` and in `ys`. None where it is
+    undefined: fewer than two scores, or all of a list equal. (Kendall, *The treatment of ties in ranking problems*,
+    Biometrika 1945.) Quadratic in the length; a leaderboard has hundreds of lines.
+
+    Raises:
+        ValueError: lists of unequal length.
+    """
+    signs = [(_sign(x1 - x2), _sign(y1 - y2)) for (x1, y1), (x2, y2) in combinations(zip(xs, ys, strict=True), 2)]
+    untied_x = sum(x != 0 for x, _ in signs)
+    untied_y = sum(y != 0 for _, y in signs)
+    if not untied_x or not untied_y:
+        return None
+    return sum(x * y for x, y in signs) / math.sqrt(untied_x * untied_y)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

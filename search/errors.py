@@ -19,6 +19,7 @@
     │   ├── IdempotencyMismatch        the key was used with another body
     │   └── NotReady                   the thing asked for is still being made
     ├── LeaseLost                      another driver holds the job: this one may write nothing more
+    ├── DatabaseNotCurrent             its tables are older or newer than this version of Espalier
     ├── CandidateFailed                one candidate cannot go on (diverged, does not fit); the search can
     └── Interrupted                    the process was told to stop; what is stored stays
 
@@ -163,6 +164,17 @@ class NotReady(Conflict):
 
 class LeaseLost(EspalierError):
     """The job's lease was taken over or the job ended: this driver must stop writing."""
+
+
+class DatabaseNotCurrent(EspalierError):
+    """The database's tables are not those that this version of Espalier works with."""
+
+    def __init__(self, database: str, *, expected: str, found: str | None, hint: str) -> None:
+        self.database = database
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+        super().__init__(f"{database}: expected schema revision {expected}, found {found or 'no tables'}. {hint}")
 
 
 class CandidateFailed(EspalierError):

@@ -1,0 +1,1 @@
+"""The database: implementations of `search.ports.Store`."""

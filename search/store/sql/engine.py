@@ -1,0 +1,89 @@
+"""Engines: how to open a database so that it keeps the store's promises."""
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from search.errors import InvalidInput
+
+#: How long a writer waits for another one on SQLite before it gives up.
+_SQLITE_TIMEOUT_S = 60.0
+
+
+def parse_url(url: str) -> URL:
+    """The URL, of a database that Espalier runs on.
+
+    Raises:
+        InvalidInput: it is none, or SQLite without a file (every connection would have a database of its own).
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+        driver = (parsed.get_backend_name(), parsed.get_dialect().driver)
+    except (ArgumentError, NoSuchModuleError):
+        raise _unusable(url) from None
+    if driver not in (("sqlite", "pysqlite"), ("postgresql", "psycopg")):
+        raise _unusable(parsed.render_as_string(hide_password=True))
+    if parsed.get_backend_name() == "sqlite" and sqlite_file(parsed) is None:
+        raise _unusable(url)
+    return parsed
+
+
+def _unusable(url: str) -> InvalidInput:
+    return InvalidInput(
+        expected="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+        got=url,
+        where=("database_url",),
+        hint="Set ESPALIER_DATABASE_URL.",
+    )
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The file of a SQLite database; None where it has none."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    return Path(url.database)
+
+
+def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
+    """An engine for `url`; whoever makes it disposes of it.
+
+    Args:
+        url: from `parse_url`.
+        foreign_keys: whether SQLite enforces them. A migration that rebuilds a table must not: dropping the old
+            table would delete the rows that refer to it.
+    """
+    if sqlite_file(url) is None:
+        return sqlalchemy.create_engine(url, pool_pre_ping=True)
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": _SQLITE_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own, see below
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode a crash can lose no consistency
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads first and then writes fails at once when another writer came between;
+        # an immediate one waits for its turn.
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def for_writing(engine: Engine) -> Engine:
+    """The same engine (and pool), whose transactions intend to write."""
+    return engine.execution_options(writes=True)
+
+
+def for_reading(engine: Engine) -> Engine:
+    """The same engine (and pool), each of whose transactions sees one state of the database."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return engine  # a SQLite transaction always does

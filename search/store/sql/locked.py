@@ -1,0 +1,147 @@
+"""`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
+
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from search.errors import LeaseLost, NotFound
+from search.ports import Clock
+from search.records import (
+    CandidateRecord,
+    JobKind,
+    JobState,
+    Lease,
+    RunState,
+    check_transition,
+)
+from search.serialization import to_json
+from search.store.sql import queries
+from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, runs, searches
+
+
+class LockedSearch:
+    """A search whose row in ``searches`` is locked until the end of the transaction.
+
+    Every writer of anything below a search (its own job, its export jobs, its candidates, the service) takes this
+    one lock first and no other after it. So writers of one search come one after another, nothing deadlocks, and
+    event sequences have no gaps and grow in the order of the commits.
+
+    Construct it with `lock_search` or `lock_lease`.
+    """
+
+    def __init__(self, connection: Connection, search_id: str, clock: Clock) -> None:
+        self.id = search_id
+        self.connection = connection
+        self.now = clock.now()  # read under the lock, so that events are also ordered by time
+        newest = select(func.max(events.c.sequence)).where(events.c.search_id == search_id)
+        self._sequence: int = connection.scalar(newest) or 0
+
+    # --- events
+
+    def append(self, kind: str, **data: Any) -> None:
+        """Append an event with the next sequence."""
+        self._sequence += 1
+        row = {"search_id": self.id, "sequence": self._sequence, "at": self.now, "kind": kind, "data": data}
+        self.connection.execute(insert(events).values(row))
+
+    def progress(self) -> dict[str, int]:
+        """How far the search is, with this transaction's changes: for the events that a progress display reads."""
+        progress: dict[str, int] = to_json(queries.progress(self.connection, [self.id])[self.id])
+        return progress
+
+    # --- jobs
+
+    def job_state(self, job_id: str) -> JobState:
+        """The state of one of its jobs."""
+        state: JobState = self.connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
+        return state
+
+    def move_job(self, job_id: str, kind: JobKind, to: JobState, **values: Any) -> None:
+        """Change a job's state, along the table of legal transitions.
+
+        Raises:
+            IllegalTransition: `to` cannot follow the present state.
+        """
+        check_transition(kind, job_id, self.job_state(job_id), to)
+        if to.is_final:
+            values |= {"finished_at": self.now, "lease_owner": None, "lease_expires_at": None}
+        self.connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to, **values))
+
+    # --- runs
+
+    def run(self, run_id: str) -> CandidateRecord:
+        """The candidate of one of its runs, without measurements. Raises NotFound."""
+        return queries.candidate_of_run(self.connection, self.id, run_id)
+
+    def runs_in(self, *states: RunState) -> list[CandidateRecord]:
+        """The candidates whose runs are in one of `states`, by number, without measurements."""
+        return queries.candidates_without_measurements(
+            self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states)
+        )
+
+    def move_run(self, candidate: CandidateRecord, to: RunState, *, reason: str | None = None, **values: Any) -> None:
+        """Change a run's state along the table of legal transitions; close its attempt where it was running.
+
+        Raises:
+            IllegalTransition: `to` cannot follow the present state.
+        """
+        check_transition("run", candidate.run_id, candidate.state, to)
+        if to.is_final:
+            values |= {"finished_at": self.now, "error": reason}
+        self.connection.execute(update(runs).where(runs.c.id == candidate.run_id).values(state=to, **values))
+        if candidate.state is RunState.RUNNING:
+            this_attempt = (attempts.c.run_id == candidate.run_id) & (attempts.c.number == candidate.attempts)
+            closed = {"finished_at": self.now, "outcome": to, "reason": reason}
+            self.connection.execute(update(attempts).where(this_attempt).values(closed))
+
+    def requeue_running(self, reason: str) -> None:
+        """RUNNING runs become PENDING: whoever ran them is gone."""
+        for candidate in self.runs_in(RunState.RUNNING):
+            self.move_run(candidate, RunState.PENDING, reason=reason)
+            self.append_candidate("candidate.requeued", candidate, reason=reason)
+
+    def append_candidate(self, kind: str, candidate: CandidateRecord, **data: Any) -> None:
+        """Append an event of a candidate."""
+        self.append(kind, candidate_id=candidate.id, number=candidate.number, **data)
+
+    # --- artifacts
+
+    def refer(self, **digest_by_kind: str) -> None:
+        """Note that the search refers to files of the artifact store."""
+        known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id)
+        stored = set(self.connection.scalars(known))
+        for kind, digest in digest_by_kind.items():
+            if digest not in stored:
+                stored.add(digest)
+                row = {"search_id": self.id, "digest": digest, "kind": kind}
+                self.connection.execute(insert(artifacts).values(row))
+
+
+def lock_search(connection: Connection, search_id: str, clock: Clock) -> LockedSearch:
+    """Lock a search. Raises NotFound."""
+    found = connection.scalar(select(searches.c.id).where(searches.c.id == search_id).with_for_update())
+    if found is None:
+        raise NotFound("search", search_id)
+    return LockedSearch(connection, search_id, clock)
+
+
+def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSearch:
+    """Lock the search of a leased job.
+
+    Raises:
+        LeaseLost: the job has ended, was deleted, released, or taken over.
+    """
+    of_job = select(searches.c.id).join(jobs, jobs.c.search_id == searches.c.id).where(jobs.c.id == lease.job_id)
+    search_id = connection.scalar(of_job.with_for_update(of=searches))
+    # only now, under the lock, does the job's row stand still
+    job = connection.execute(select(jobs).where(jobs.c.id == lease.job_id)).one_or_none()
+    if search_id is None or job is None:
+        raise LeaseLost(f"{lease.kind} {lease.job_id!r} no longer exists")
+    if job.state not in (JobState.RUNNING, JobState.CANCELLING):
+        raise LeaseLost(f"{lease.kind} {lease.job_id!r} is {job.state.value}; nobody holds it any more")
+    if (job.lease_token, job.lease_owner) != (lease.token, lease.owner):
+        raise LeaseLost(
+            f"{lease.kind} {lease.job_id!r} is held by {job.lease_owner or 'nobody'} with token {job.lease_token}; "
+            f"{lease.owner} came with token {lease.token}"
+        )
+    return LockedSearch(connection, search_id, clock)

@@ -1,0 +1,262 @@
+"""Reading: from rows to records. The number of statements never depends on the number of rows."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_
+
+from search.budget import Budget
+from search.errors import NotFound
+from search.records import (
+    CandidateRecord,
+    DriverRecord,
+    EventRecord,
+    ExportRecord,
+    JobState,
+    Measurement,
+    Progress,
+    RunState,
+    SearchRecord,
+)
+from search.store.sql.tables import (
+    UtcDateTime,
+    artifacts,
+    attempts,
+    budgets,
+    candidates,
+    drivers,
+    events,
+    jobs,
+    measurements,
+    runs,
+    searches,
+    tags,
+)
+
+# --- searches
+
+
+def _searches() -> Select[Any]:
+    job = (jobs.c.state, jobs.c.created_at, jobs.c.started_at, jobs.c.finished_at, jobs.c.error)
+    return select(searches, *job).join(jobs, jobs.c.id == searches.c.id)
+
+
+def get_search(connection: Connection, search_id: str) -> SearchRecord:
+    """One. Raises NotFound."""
+    rows = connection.execute(_searches().where(searches.c.id == search_id)).all()
+    if not rows:
+        raise NotFound("search", search_id)
+    return _search_records(connection, rows)[0]
+
+
+def list_searches(
+    connection: Connection,
+    *,
+    state: JobState | None,
+    tag: str | None,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[SearchRecord]:
+    """Newest first."""
+    statement = _searches().where(jobs.c.kind == "search")
+    if state is not None:
+        statement = statement.where(jobs.c.state == state)
+    if tag is not None:
+        statement = statement.where(searches.c.id.in_(select(tags.c.search_id).where(tags.c.tag == tag)))
+    if after is not None:
+        created_at, search_id = after
+        position = tuple_(literal(created_at, UtcDateTime), literal(search_id))
+        statement = statement.where(tuple_(jobs.c.created_at, jobs.c.id) < position)
+    newest_first = statement.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    return _search_records(connection, connection.execute(newest_first).all())
+
+
+def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[SearchRecord]:
+    ids = [row.id for row in rows]
+    budgets_of = _budgets(connection, ids)
+    progress_of = progress(connection, ids)
+    return [
+        SearchRecord(
+            id=row.id,
+            state=row.state,
+            request=row.request,
+            teacher=row.teacher,
+            budgets=tuple(budgets_of[row.id]),
+            progress=progress_of[row.id],
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            error=row.error,
+            preparation=row.preparation,
+        )
+        for row in rows
+    ]
+
+
+def _budgets(connection: Connection, search_ids: Sequence[str]) -> dict[str, list[Budget]]:
+    found = defaultdict(list)
+    ordered = select(budgets).where(budgets.c.search_id.in_(search_ids)).order_by(budgets.c.index)
+    for row in connection.execute(ordered):
+        budget = Budget(params=row.params, smallest=row.smallest, largest=row.largest, basis=row.basis)
+        found[row.search_id].append(budget)
+    return found
+
+
+def progress(connection: Connection, search_ids: Sequence[str]) -> dict[str, Progress]:
+    """How far each search is, counted by the database."""
+    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    counted = (
+        select(searches.c.id, searches.c.planned, runs.c.state, func.count(runs.c.id).label("runs"))
+        .outerjoin(candidates, candidates.c.search_id == searches.c.id)
+        .outerjoin(runs, runs.c.candidate_id == candidates.c.id)
+        .where(searches.c.id.in_(search_ids))
+        .group_by(searches.c.id, searches.c.planned, runs.c.state)
+    )
+    for row in connection.execute(counted):
+        counts[row.id]["planned"] = row.planned
+        if row.state is not None:
+            counts[row.id][row.state.value] = row.runs
+    return {search_id: Progress(**of_search) for search_id, of_search in counts.items()}
+
+
+# --- candidates
+
+
+def _candidates() -> Select[Any]:
+    # the attempt that is, or was, the run's last; a pending run is on no worker
+    last_attempt = and_(
+        attempts.c.run_id == runs.c.id,
+        attempts.c.number == runs.c.num_attempts,
+        runs.c.state != RunState.PENDING,
+    )
+    run = (runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error, runs.c.result)
+    return (
+        select(candidates, runs.c.id.label("run_id"), *run, attempts.c.worker, attempts.c.started_at)
+        .join(runs, runs.c.candidate_id == candidates.c.id)
+        .outerjoin(attempts, last_attempt)
+    )
+
+
+def _candidate_record(row: Row[Any], measured: Iterable[Measurement] = ()) -> CandidateRecord:
+    return CandidateRecord(
+        id=row.id,
+        search_id=row.search_id,
+        number=row.number,
+        budget_index=row.budget_index,
+        architecture=row.architecture,
+        parameters=row.parameters,
+        non_embedding_parameters=row.non_embedding_parameters,
+        run_id=row.run_id,
+        seed=row.seed,
+        state=row.state,
+        attempts=row.num_attempts,
+        created_at=row.created_at,
+        worker=row.worker,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=row.error,
+        result=row.result,
+        measurements=tuple(measured),
+    )
+
+
+def candidates_without_measurements(connection: Connection, *where: ColumnElement[bool]) -> list[CandidateRecord]:
+    """Those that match, by number; one statement."""
+    rows = connection.execute(_candidates().where(*where).order_by(candidates.c.number))
+    return [_candidate_record(row) for row in rows]
+
+
+def candidate_of_run(connection: Connection, search_id: str, run_id: str) -> CandidateRecord:
+    """The candidate of one of the search's runs, without measurements. Raises NotFound."""
+    found = candidates_without_measurements(connection, candidates.c.search_id == search_id, runs.c.id == run_id)
+    if not found:
+        raise NotFound("run", run_id)
+    return found[0]
+
+
+def candidates_of(connection: Connection, search_id: str) -> list[CandidateRecord]:
+    """All of a search, by number, with their measurements. Raises NotFound."""
+    rows = connection.execute(
+        _candidates().where(candidates.c.search_id == search_id).order_by(candidates.c.number)
+    ).all()
+    if not rows:
+        require_search(connection, search_id)
+    measured = _measurements(connection, candidates.c.search_id == search_id)
+    return [_candidate_record(row, measured[row.run_id]) for row in rows]
+
+
+def get_candidate(connection: Connection, candidate_id: str) -> CandidateRecord:
+    """One, with its measurements. Raises NotFound."""
+    row = connection.execute(_candidates().where(candidates.c.id == candidate_id)).one_or_none()
+    if row is None:
+        raise NotFound("candidate", candidate_id)
+    return _candidate_record(row, _measurements(connection, candidates.c.id == candidate_id)[row.run_id])
+
+
+def _measurements(connection: Connection, where: ColumnElement[bool]) -> dict[str, list[Measurement]]:
+    found = defaultdict(list)
+    in_order = (
+        select(measurements)
+        .join(runs, runs.c.id == measurements.c.run_id)
+        .join(candidates, candidates.c.id == runs.c.candidate_id)
+        .where(where)
+        .order_by(measurements.c.id)
+    )
+    for row in connection.execute(in_order):
+        found[row.run_id].append(Measurement(tokens=row.tokens, metric=row.metric, value=row.value))
+    return found
+
+
+# --- events, exports, drivers, artifacts
+
+
+def require_search(connection: Connection, search_id: str) -> None:
+    """Raises NotFound where there is no such search."""
+    if connection.scalar(select(searches.c.id).where(searches.c.id == search_id)) is None:
+        raise NotFound("search", search_id)
+
+
+def events_of(connection: Connection, search_id: str, *, after: int, limit: int) -> list[EventRecord]:
+    """Those with a sequence above `after`, ascending. Raises NotFound."""
+    later = select(events).where(events.c.search_id == search_id, events.c.sequence > after)
+    rows = connection.execute(later.order_by(events.c.sequence).limit(limit)).all()
+    if not rows:
+        require_search(connection, search_id)
+    return [EventRecord(**row._mapping) for row in rows]
+
+
+def find_export(connection: Connection, candidate_id: str) -> ExportRecord | None:
+    """The newest export job of a candidate: a job follows only upon one that failed, so it is the one that did not."""
+    newest_first = (
+        select(jobs)
+        .where(jobs.c.candidate_id == candidate_id, jobs.c.kind == "export")
+        .order_by(jobs.c.state == JobState.FAILED, jobs.c.created_at.desc())
+        .limit(1)
+    )
+    row = connection.execute(newest_first).one_or_none()
+    if row is None:
+        return None
+    return ExportRecord(
+        id=row.id,
+        candidate_id=row.candidate_id,
+        state=row.state,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        error=row.error,
+        artifact=row.artifact,
+    )
+
+
+def all_drivers(connection: Connection) -> list[DriverRecord]:
+    """The last seen first."""
+    rows = connection.execute(select(drivers).order_by(drivers.c.seen_at.desc(), drivers.c.id))
+    return [DriverRecord(**row._mapping) for row in rows]
+
+
+def artifacts_only_of(connection: Connection, search_id: str) -> list[str]:
+    """Digests of the artifacts that this search refers to and no other does."""
+    others = select(artifacts.c.digest).where(artifacts.c.search_id != search_id)
+    own = select(artifacts.c.digest).where(artifacts.c.search_id == search_id, artifacts.c.digest.not_in(others))
+    return list(connection.scalars(own.order_by(artifacts.c.digest)))

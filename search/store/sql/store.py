@@ -1,0 +1,446 @@
+"""`SqlStore`: the store on SQLite and PostgreSQL. Each method is one transaction that reads like its contract."""
+
+# ruff: noqa: D102  the port documents the methods
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from search.counting import non_embedding_parameters
+from search.errors import IdempotencyMismatch, IllegalTransition, NotReady
+from search.ports import Clock, Store, SystemClock
+from search.records import (
+    CandidateRecord,
+    DriverRecord,
+    EventRecord,
+    ExportRecord,
+    IdempotencyKey,
+    JobKind,
+    JobState,
+    Lease,
+    Measurement,
+    NewSearch,
+    Preparation,
+    Proposal,
+    RunResult,
+    RunState,
+    SearchRecord,
+)
+from search.store.sql import queries
+from search.store.sql.engine import for_reading, for_writing, make_engine, parse_url
+from search.store.sql.locked import LockedSearch, lock_lease, lock_search
+from search.store.sql.tables import (
+    attempts,
+    budgets,
+    candidates,
+    drivers,
+    idempotency_keys,
+    jobs,
+    measurements,
+    runs,
+    searches,
+    tags,
+)
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that looks like a digit
+
+
+def _new_id(prefix: str) -> str:
+    """60 random bits: unguessable by accident, short enough to type."""
+    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(12))}"
+
+
+class SqlStore(Store):
+    """See `search.ports.Store` for the contract and `search.store.sql.locked` for how writers queue.
+
+    The tables must be there: `search.store.sql.migrate.upgrade`.
+    """
+
+    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+        self._engine = make_engine(parse_url(url))
+        self._clock = clock or SystemClock()
+
+    def close(self) -> None:
+        """Close every connection. Idempotent."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Ask the database for a sign of life; the driver's error where there is none."""
+        with self._reading() as connection:
+            connection.execute(select(1))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with for_reading(self._engine).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with for_writing(self._engine).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _locked(self, search_id: str) -> Iterator[LockedSearch]:
+        with self._writing() as connection:
+            yield lock_search(connection, search_id, self._clock)
+
+    @contextmanager
+    def _leased(self, lease: Lease) -> Iterator[LockedSearch]:
+        with self._writing() as connection:
+            yield lock_lease(connection, lease, self._clock)
+
+    # --- the service's side
+
+    def create_search(self, new: NewSearch, *, idempotency: IdempotencyKey | None = None) -> SearchRecord:
+        try:
+            with self._writing() as connection:
+                known = _find_idempotent(connection, idempotency) if idempotency else None
+                search_id = known or self._insert_search(connection, new, idempotency)
+                return queries.get_search(connection, search_id)
+        except IntegrityError:
+            # PostgreSQL: the same key came at the same moment, and the other one was first
+            winner = self.find_idempotent(idempotency) if idempotency else None
+            if winner is None:
+                raise
+            return winner
+
+    def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
+        search_id = _new_id("s")
+        row = {"id": search_id, "request": new.request, "teacher": new.teacher, "planned": new.planned}
+        connection.execute(insert(searches).values(row))
+        search = LockedSearch(connection, search_id, self._clock)
+        _insert_job(search, search_id, "search")
+        for tag in sorted(set(new.request.tags)):
+            connection.execute(insert(tags).values(search_id=search_id, tag=tag))
+        for index, budget in enumerate(new.budgets):
+            connection.execute(insert(budgets).values(search_id=search_id, index=index, **asdict(budget)))
+        if idempotency:
+            key = {**asdict(idempotency), "search_id": search_id, "created_at": search.now}
+            connection.execute(insert(idempotency_keys).values(key))
+        search.append("search.queued", progress=search.progress())
+        return search_id
+
+    def find_idempotent(self, idempotency: IdempotencyKey) -> SearchRecord | None:
+        with self._reading() as connection:
+            search_id = _find_idempotent(connection, idempotency)
+            return queries.get_search(connection, search_id) if search_id else None
+
+    def get_search(self, search_id: str) -> SearchRecord:
+        with self._reading() as connection:
+            return queries.get_search(connection, search_id)
+
+    def list_searches(
+        self,
+        *,
+        state: JobState | None = None,
+        tag: str | None = None,
+        after: tuple[datetime, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[SearchRecord]:
+        with self._reading() as connection:
+            return queries.list_searches(connection, state=state, tag=tag, after=after, limit=limit)
+
+    def cancel_search(self, search_id: str) -> SearchRecord:
+        with self._locked(search_id) as search:
+            state = search.job_state(search_id)
+            if state is JobState.QUEUED:
+                _end_search(search, JobState.CANCELLED)
+            elif state is JobState.RUNNING:
+                search.move_job(search_id, "search", JobState.CANCELLING)
+                search.append("search.cancelling", progress=search.progress())
+            elif state is not JobState.CANCELLING:
+                raise _illegal("cancel", search_id, state, while_ended=False)
+            return queries.get_search(search.connection, search_id)
+
+    def delete_search(self, search_id: str) -> Sequence[str]:
+        with self._locked(search_id) as search:
+            state = search.job_state(search_id)
+            if not state.is_final:
+                raise _illegal("delete", search_id, state, while_ended=True)
+            orphans = queries.artifacts_only_of(search.connection, search_id)
+            search.connection.execute(delete(searches).where(searches.c.id == search_id))
+            return orphans
+
+    def candidates(self, search_id: str) -> Sequence[CandidateRecord]:
+        with self._reading() as connection:
+            return queries.candidates_of(connection, search_id)
+
+    def get_candidate(self, candidate_id: str) -> CandidateRecord:
+        with self._reading() as connection:
+            return queries.get_candidate(connection, candidate_id)
+
+    def events(self, search_id: str, *, after: int = 0, limit: int = 500) -> Sequence[EventRecord]:
+        with self._reading() as connection:
+            return queries.events_of(connection, search_id, after=after, limit=limit)
+
+    def create_export(self, candidate_id: str) -> ExportRecord:
+        with self._locked(self.get_candidate(candidate_id).search_id) as search:
+            candidate = queries.get_candidate(search.connection, candidate_id)
+            if candidate.state is not RunState.COMPLETED:
+                raise NotReady(
+                    f"the checkpoint of candidate {candidate_id!r}",
+                    state=candidate.state.value,
+                    hint="Only a candidate that is completed can be exported.",
+                )
+            export = queries.find_export(search.connection, candidate_id)
+            if export is None or export.state is JobState.FAILED:
+                job_id = _new_id("e")
+                _insert_job(search, job_id, "export", candidate_id=candidate_id)
+                search.append_candidate("export.queued", candidate, export_id=job_id)
+                export = queries.find_export(search.connection, candidate_id)
+            assert export is not None
+            return export
+
+    def get_export(self, candidate_id: str) -> ExportRecord | None:
+        with self._reading() as connection:
+            export = queries.find_export(connection, candidate_id)
+            if export is None:
+                queries.get_candidate(connection, candidate_id)
+            return export
+
+    def drivers(self) -> Sequence[DriverRecord]:
+        with self._reading() as connection:
+            return queries.all_drivers(connection)
+
+    # --- the driver's side: jobs
+
+    def report_driver(self, driver: DriverRecord) -> None:
+        row = asdict(driver) | {"seen_at": self._clock.now()}
+        with self._writing() as connection:
+            known = connection.execute(update(drivers).where(drivers.c.id == driver.id).values(row))
+            if known.rowcount == 0:
+                connection.execute(insert(drivers).values(row))
+
+    def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
+        with self._writing() as connection:
+            job = _claim(connection, kind, self._clock.now())
+            if job is None:
+                return None
+            search = LockedSearch(connection, job.search_id, self._clock)
+            lease = Lease(
+                job_id=job.id,
+                kind=kind,
+                subject_id=job.candidate_id or job.search_id,
+                owner=owner,
+                token=job.lease_token + 1,
+                expires_at=search.now + timedelta(seconds=ttl_s),
+            )
+            _hold(search, lease, job)
+            if kind == "search":
+                search.requeue_running("its driver is gone")
+            if job.state is not JobState.CANCELLING:
+                _append_job(search, lease, "running", owner=owner)
+            return lease
+
+    def renew(self, lease: Lease, *, ttl_s: float) -> JobState:
+        with self._leased(lease) as search:
+            expires_at = search.now + timedelta(seconds=ttl_s)
+            search.connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(lease_expires_at=expires_at))
+            return search.job_state(lease.job_id)
+
+    def release(self, lease: Lease) -> None:
+        with self._leased(lease) as search:
+            nobody = {"lease_owner": None, "lease_expires_at": search.now}
+            if search.job_state(lease.job_id) is JobState.RUNNING:
+                search.move_job(lease.job_id, lease.kind, JobState.QUEUED, **nobody)
+            else:
+                search.connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(nobody))
+            if lease.kind == "search":
+                search.requeue_running("its driver was stopped")
+            _append_job(search, lease, "released" if lease.kind == "search" else "queued")
+
+    def finish_search(self, lease: Lease, state: JobState, *, error: str | None = None) -> None:
+        with self._leased(lease) as search:
+            _end_search(search, state, error=error)
+
+    def finish_export(self, lease: Lease, *, artifact: str | None = None, error: str | None = None) -> None:
+        assert (artifact is None) != (error is None), "an export ends with an artifact or with an error"
+        state = JobState.COMPLETED if error is None else JobState.FAILED
+        with self._leased(lease) as search:
+            search.move_job(lease.job_id, "export", state, artifact=artifact, error=error)
+            if artifact:
+                search.refer(export=artifact)
+            _append_job(search, lease, state.value, **({"error": error} if error else {}))
+
+    # --- the driver's side: candidates
+
+    def save_preparation(self, lease: Lease, preparation: Preparation) -> None:
+        with self._leased(lease) as search:
+            unprepared = and_(searches.c.id == search.id, searches.c.preparation.is_(None))
+            written = search.connection.execute(update(searches).where(unprepared).values(preparation=preparation))
+            if written.rowcount == 0:
+                return  # the first write wins
+            search.refer(tokens=preparation.tokens_artifact, importance=preparation.importance_artifact)
+            search.append(
+                "search.prepared",
+                teacher_metrics=dict(preparation.teacher_metrics),
+                seconds=dict(preparation.seconds),
+                progress=search.progress(),
+            )
+
+    def add_candidates(self, lease: Lease, proposals: Sequence[Proposal]) -> Sequence[CandidateRecord]:
+        with self._leased(lease) as search:
+            known = select(candidates.c.architecture_digest).where(candidates.c.search_id == search.id)
+            taken = set(search.connection.scalars(known))
+            seed = queries.get_search(search.connection, search.id).request.strategy.seed
+            added = []
+            for proposal in proposals:
+                if proposal.architecture.digest not in taken:
+                    taken.add(proposal.architecture.digest)
+                    added.append(_insert_candidate(search, proposal, seed=seed))
+            records = queries.candidates_without_measurements(search.connection, candidates.c.id.in_(added))
+            progress = search.progress()
+            for record in records:
+                search.append_candidate(
+                    "candidate.proposed",
+                    record,
+                    budget_index=record.budget_index,
+                    axes=record.architecture.axes,
+                    parameters=record.parameters,
+                    progress=progress,
+                )
+            return records
+
+    def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
+        with self._leased(lease) as search:
+            candidate = search.run(run_id)
+            number = candidate.attempts + 1
+            search.move_run(candidate, RunState.RUNNING, num_attempts=number)
+            attempt = {"run_id": run_id, "number": number, "worker": worker, "started_at": search.now}
+            search.connection.execute(insert(attempts).values(attempt))
+            search.connection.execute(delete(measurements).where(measurements.c.run_id == run_id))
+            search.append_candidate(
+                "candidate.running", candidate, worker=worker, attempt=number, progress=search.progress()
+            )
+
+    def record(self, lease: Lease, run_id: str, measurements: Sequence[Measurement]) -> None:
+        with self._leased(lease) as search:
+            candidate = search.run(run_id)
+            new = _insert_measurements(search.connection, run_id, measurements)
+            for tokens, of_rung in groupby(new, key=lambda measurement: measurement.tokens):
+                metrics = {measurement.metric: measurement.value for measurement in of_rung}
+                search.append_candidate("candidate.measured", candidate, tokens=tokens, metrics=metrics)
+
+    def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
+        with self._leased(lease) as search:
+            candidate = search.run(run_id)
+            search.move_run(candidate, RunState.COMPLETED, result=result)
+            search.refer(selection=result.selection_artifact, checkpoint=result.checkpoint_artifact)
+            loss = queries.get_candidate(search.connection, candidate.id).loss
+            search.append_candidate("candidate.completed", candidate, loss=loss, progress=search.progress())
+
+    def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
+        with self._leased(lease) as search:
+            candidate = search.run(run_id)
+            search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
+            kind = "candidate.requeued" if again else "candidate.failed"
+            search.append_candidate(kind, candidate, reason=reason, progress=search.progress())
+
+
+# --- jobs
+
+
+def _insert_job(search: LockedSearch, job_id: str, kind: JobKind, *, candidate_id: str | None = None) -> None:
+    row = {"id": job_id, "kind": kind, "search_id": search.id, "candidate_id": candidate_id}
+    queued = {"state": JobState.QUEUED, "created_at": search.now, "lease_token": 0}
+    search.connection.execute(insert(jobs).values(row | queued))
+
+
+def _claim(connection: Connection, kind: JobKind, now: datetime) -> Row[Any] | None:
+    """Lock the oldest job that may be taken, and its search; None where there is none."""
+    abandoned = and_(jobs.c.state.in_([JobState.RUNNING, JobState.CANCELLING]), jobs.c.lease_expires_at <= now)
+    oldest = (
+        select(jobs)
+        .join(searches, searches.c.id == jobs.c.search_id)
+        .where(jobs.c.kind == kind, or_(jobs.c.state == JobState.QUEUED, abandoned))
+        .order_by(jobs.c.created_at, jobs.c.id)
+        .limit(1)
+    )
+    # jobs whose search someone else is writing to are passed over: a claim never waits, so it cannot deadlock
+    return connection.execute(oldest.with_for_update(skip_locked=True)).one_or_none()
+
+
+def _hold(search: LockedSearch, lease: Lease, job: Row[Any]) -> None:
+    held = {
+        "state": JobState.CANCELLING if job.state is JobState.CANCELLING else JobState.RUNNING,
+        "started_at": job.started_at or search.now,
+        "lease_owner": lease.owner,
+        "lease_token": lease.token,
+        "lease_expires_at": lease.expires_at,
+    }
+    search.connection.execute(update(jobs).where(jobs.c.id == job.id).values(held))
+
+
+def _append_job(search: LockedSearch, lease: Lease, what: str, **data: Any) -> None:
+    """Append an event of a leased job: the search's own, or an export of one of its candidates."""
+    if lease.kind == "search":
+        search.append(f"search.{what}", progress=search.progress(), **data)
+    else:
+        candidate = queries.get_candidate(search.connection, lease.subject_id)
+        search.append_candidate(f"export.{what}", candidate, export_id=lease.job_id, **data)
+
+
+def _end_search(search: LockedSearch, state: JobState, *, error: str | None = None) -> None:
+    assert state.is_final, f"a search does not end as {state}"
+    search.move_job(search.id, "search", state, error=error)
+    for candidate in search.runs_in(RunState.PENDING, RunState.RUNNING):
+        search.move_run(candidate, RunState.CANCELLED)
+    search.append(f"search.{state.value}", progress=search.progress(), **({"error": error} if error else {}))
+
+
+def _illegal(verb: str, search_id: str, state: JobState, *, while_ended: bool) -> IllegalTransition:
+    legal = [other.value for other in JobState if other.is_final is while_ended]
+    return IllegalTransition("search", search_id, state=state.value, verb=verb, legal=legal)
+
+
+def _find_idempotent(connection: Connection, idempotency: IdempotencyKey) -> str | None:
+    """The id of the search that the key created. Raises IdempotencyMismatch."""
+    row = connection.execute(select(idempotency_keys).where(idempotency_keys.c.key == idempotency.key)).one_or_none()
+    if row is None:
+        return None
+    if row.body_digest != idempotency.body_digest:
+        raise IdempotencyMismatch(
+            f"the idempotency key {idempotency.key!r} created search {row.search_id!r} with another body; "
+            "expected the same body again, or another key"
+        )
+    search_id: str = row.search_id
+    return search_id
+
+
+# --- candidates
+
+
+def _insert_candidate(search: LockedSearch, proposal: Proposal, *, seed: int) -> str:
+    candidate_id = _new_id("c")
+    row = {
+        **{name: getattr(proposal, name) for name in ("number", "budget_index", "architecture", "parameters")},
+        "id": candidate_id,
+        "search_id": search.id,
+        "architecture_digest": proposal.architecture.digest,
+        "non_embedding_parameters": non_embedding_parameters(proposal.architecture),
+        "created_at": search.now,
+    }
+    search.connection.execute(insert(candidates).values(row))
+    run = {"id": _new_id("r"), "candidate_id": candidate_id, "seed": seed}
+    search.connection.execute(insert(runs).values(run | {"state": RunState.PENDING, "num_attempts": 0}))
+    return candidate_id
+
+
+def _insert_measurements(connection: Connection, run_id: str, measured: Sequence[Measurement]) -> Sequence[Measurement]:
+    """Insert those whose (tokens, metric) the run does not have yet; they are the answer."""
+    known = select(measurements.c.tokens, measurements.c.metric).where(measurements.c.run_id == run_id)
+    taken = {(row.tokens, row.metric) for row in connection.execute(known)}
+    new = []
+    for measurement in measured:
+        if (measurement.tokens, measurement.metric) not in taken:
+            taken.add((measurement.tokens, measurement.metric))
+            new.append(measurement)
+            connection.execute(insert(measurements).values(run_id=run_id, **asdict(measurement)))
+    return new

@@ -1,14 +1,20 @@
 """`Spec`: what a user takes home. Enough to rebuild the pruned checkpoint bit for bit and to finish its training."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.budget import Budget
-from search.records import Measurement
+from search.counting import flops_per_token, kv_cache_bytes_per_token
+from search.errors import NotReady
+from search.families import FAMILIES
+from search.ports import ArtifactStore
+from search.records import CandidateRecord, Measurement, Preparation, SearchRecord
 from search.request import DataRequest, DistillationRequest
 from search.selection import Selection
+from search.serialization import from_json
 
 SPEC_VERSION = 1
 
@@ -77,3 +83,56 @@ class Spec:
     """SHA-256 of the distilled weights."""
     environment: Mapping[str, str]
     """Library versions and hardware of the worker that measured."""
+
+
+def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: ArtifactStore) -> Spec:
+    """The spec of a completed candidate of `search`.
+
+    Raises:
+        NotReady: the candidate has no result.
+    """
+    result, preparation = candidate.result, search.preparation
+    if result is None or preparation is None:
+        raise NotReady(
+            f"the spec of candidate {candidate.id!r}",
+            state=candidate.state.value,
+            hint="Only a candidate that is completed has one.",
+        )
+    with artifacts.open(result.selection_artifact) as file:
+        selection = from_json(Selection, json.load(file))
+    architecture = candidate.architecture
+    family = FAMILIES[architecture.family]
+    return Spec(
+        spec_version=SPEC_VERSION,
+        search_id=search.id,
+        candidate_id=candidate.id,
+        teacher=_teacher(search, preparation),
+        budget=search.budgets[candidate.budget_index],
+        architecture=architecture,
+        config=family.config(architecture, search.teacher.config, layers=selection.layers),
+        selection=selection,
+        parameters=candidate.parameters,
+        non_embedding_parameters=candidate.non_embedding_parameters,
+        flops_per_token=flops_per_token(architecture, sequence_length=search.request.data.sequence_length),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture),
+        measurements=candidate.measurements,
+        recipe=Recipe(
+            loss="forward_kl",
+            distillation=search.request.distillation,
+            data=search.request.data,
+            data_digest=preparation.data_digest,
+            seed=candidate.seed,
+        ),
+        checkpoint_artifact=result.checkpoint_artifact,
+        environment=result.environment,
+    )
+
+
+def _teacher(search: SearchRecord, preparation: Preparation) -> SpecTeacher:
+    return SpecTeacher(
+        model=search.teacher.model,
+        digest=preparation.teacher_digest,
+        parameters=preparation.teacher_parameters,
+        metrics=preparation.teacher_metrics,
+        ignored_attributes=search.request.teacher.ignore_attributes,
+    )

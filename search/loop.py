@@ -1,0 +1,296 @@
+"""The search: prepare once, then ask, evaluate and tell until every budget has its candidates. Knows ports only.
+
+::
+
+    prepare the teacher, the text and the importance scores, unless that is stored already
+    show the strategies what is stored
+    while candidates can run or be proposed:
+        start stored candidates that have not run; propose new ones where slots are free
+        write down what the workers report
+
+Everything is written to the store before anything follows from it, so that the loop may die at any point: whoever
+runs it next, with strategies made from the same arguments, goes on where the store says.
+
+*Deterministic mode* (``strategy.deterministic``): candidates come in generations of ``limits.max_parallel``; a
+generation is stored in one transaction, and the next is proposed only when all of it is final and its results were
+told in the candidates' order. What is proposed then follows from request and results alone: neither timing, nor the
+number of workers, nor an interruption changes it.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+
+from search.counting import parameters
+from search.errors import Interrupted, InvalidInput
+from search.ports import (
+    EvaluationEvent,
+    EvaluationTask,
+    Evaluator,
+    Observation,
+    RunFailed,
+    RunFinished,
+    RunMeasured,
+    RunStarted,
+    Store,
+    Strategy,
+)
+from search.records import CandidateRecord, JobState, Lease, Proposal, RunState, SearchRecord
+
+#: A candidate whose worker died this many times under one driver is given up: it may be what kills them.
+MAX_LOSSES = 3
+
+#: How long a poll waits for news, and so how soon a cancellation is noticed.
+POLL_S = 0.5
+
+
+def run_search(
+    search: SearchRecord,
+    lease: Lease,
+    *,
+    store: Store,
+    strategies: Sequence[Strategy],
+    evaluator: Evaluator,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Run a leased search to its end: COMPLETED, CANCELLED, or FAILED with its error.
+
+    Args:
+        search: as stored when it was leased.
+        lease: the right to write; renewed by someone else.
+        store: the truth.
+        strategies: a fresh one for each budget.
+        evaluator: not started; the caller closes it.
+        should_stop: whether this process has been told to end; asked often.
+
+    Raises:
+        Interrupted: `should_stop` came true. The search has not ended and the caller should release the lease.
+        LeaseLost: the search is another driver's now; nothing was written since.
+    """
+    loop = _Loop(search, lease, store=store, strategies=strategies, evaluator=evaluator, should_stop=should_stop)
+    try:
+        state, error = loop.run()
+    finally:
+        evaluator.cancel_all()
+    store.finish_search(lease, state, error=error)
+
+
+class _Cancelled(Exception):
+    """A user asked for the search to end."""
+
+
+class _Loop:
+    """What the loop remembers between two events; all of it can be had from the store again."""
+
+    def __init__(
+        self,
+        search: SearchRecord,
+        lease: Lease,
+        *,
+        store: Store,
+        strategies: Sequence[Strategy],
+        evaluator: Evaluator,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.search = search
+        self.lease = lease
+        self.store = store
+        self.strategies = strategies
+        self.evaluator = evaluator
+        self.should_stop = should_stop
+        #: Every candidate by its run, as last read from the store.
+        self.candidates: dict[str, CandidateRecord] = {}
+        #: Stored candidates that no worker has.
+        self.waiting: deque[CandidateRecord] = deque()
+        #: Runs that the evaluator has.
+        self.running: set[str] = set()
+        #: Candidates that changed since the strategies last looked, by number.
+        self.untold: dict[int, CandidateRecord] = {}
+        self.losses: Counter[str] = Counter()
+        self.slots = 0
+
+    def run(self) -> tuple[JobState, str | None]:
+        """To the end: how the search ended, and why where it failed."""
+        try:
+            self._check()
+            self._prepare()
+            self.slots = self.evaluator.start(self.search)
+            self._recall()
+            self._evaluate()
+        except _Cancelled:
+            return JobState.CANCELLED, None
+        except InvalidInput as problem:  # the teacher or the text, once they were looked into
+            return JobState.FAILED, str(problem)
+        return self._verdict()
+
+    def _check(self) -> None:
+        if self.should_stop():
+            raise Interrupted("the driver was told to stop")
+        if self._is_cancelled():
+            raise _Cancelled
+
+    def _is_cancelled(self) -> bool:
+        return self.store.get_search(self.search.id).state is JobState.CANCELLING
+
+    def _prepare(self) -> None:
+        if self.search.preparation is not None:
+            return
+        try:
+            preparation = self.evaluator.prepare(
+                self.search, should_stop=lambda: self.should_stop() or self._is_cancelled()
+            )
+        except Interrupted:
+            self._check()
+            raise
+        self.store.save_preparation(self.lease, preparation)
+        self.search = self.store.get_search(self.search.id)
+
+    def _recall(self) -> None:
+        """Take up what an earlier driver left."""
+        for candidate in self.store.candidates(self.search.id):
+            self._note(candidate)
+            if not candidate.state.is_final:
+                self.waiting.append(candidate)
+
+    def _note(self, candidate: CandidateRecord) -> None:
+        self.candidates[candidate.run_id] = candidate
+        self.untold[candidate.number] = candidate
+
+    def _evaluate(self) -> None:
+        while True:
+            self._check()
+            self._fill_slots()
+            if not self.running:
+                return
+            for event in self.evaluator.poll(POLL_S):
+                self._write_down(event)
+
+    # --- ask --------------------------------------------------------------------------------------------------------
+
+    def _fill_slots(self) -> None:
+        while len(self.running) < self.slots:
+            if not self.waiting:
+                self._propose()
+            if not self.waiting:
+                return
+            self._submit(self.waiting.popleft())
+
+    def _submit(self, candidate: CandidateRecord) -> None:
+        self.running.add(candidate.run_id)
+        self.evaluator.submit(
+            EvaluationTask(
+                search=self.search,
+                candidate_id=candidate.id,
+                run_id=candidate.run_id,
+                architecture=candidate.architecture,
+                parameters=candidate.parameters,
+                seed=candidate.seed,
+            )
+        )
+
+    def _propose(self) -> None:
+        """Store what the strategies propose next: a generation, or one candidate; nothing when they are through."""
+        deterministic = self.search.request.strategy.deterministic
+        if deterministic and self.running:
+            return  # the generation is not final yet
+        self._tell()
+        proposals = self._ask(self.search.request.limits.max_parallel if deterministic else 1)
+        for candidate in self.store.add_candidates(self.lease, proposals) if proposals else ():
+            self._note(candidate)
+            self.waiting.append(candidate)
+
+    def _ask(self, count: int) -> list[Proposal]:
+        """Up to `count` proposals, each for the budget that has the fewest candidates."""
+        known = self.candidates.values()
+        taken = {candidate.architecture.digest for candidate in known}
+        sizes = Counter(dict.fromkeys(range(len(self.strategies)), 0))
+        sizes.update(candidate.budget_index for candidate in known)
+        number = max((candidate.number for candidate in known), default=-1) + 1
+        proposals: list[Proposal] = []
+        while len(proposals) < count:
+            proposal = self._ask_budgets(_fewest_first(sizes), number + len(proposals), taken)
+            if proposal is None:
+                break
+            proposals.append(proposal)
+            sizes[proposal.budget_index] += 1
+            taken.add(proposal.architecture.digest)
+        return proposals
+
+    def _ask_budgets(self, order: Iterable[tuple[int, int]], number: int, taken: set[str]) -> Proposal | None:
+        """Candidate `number`, for the first budget of `order` that lacks one and whose strategy has one."""
+        for budget_index, size in order:
+            if size == self.search.request.strategy.max_candidates:
+                continue
+            strategy = self.strategies[budget_index]
+            architecture = strategy.ask(number, taken=taken)
+            if architecture is not None:
+                # told at once, so that the others of its generation keep away from it
+                strategy.observe(Observation(number=number, architecture=architecture, state=RunState.PENDING))
+                return Proposal(
+                    number=number,
+                    budget_index=budget_index,
+                    architecture=architecture,
+                    parameters=parameters(architecture),
+                )
+        return None
+
+    # --- tell -------------------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Show the strategies what has changed, in the order of the candidates' numbers."""
+        for number, candidate in sorted(self.untold.items()):
+            self.strategies[candidate.budget_index].observe(
+                Observation(
+                    number=number, architecture=candidate.architecture, state=candidate.state, loss=candidate.loss
+                )
+            )
+        self.untold.clear()
+
+    def _write_down(self, event: EvaluationEvent) -> None:
+        match event:
+            case RunStarted(run_id, worker):
+                self.store.start_run(self.lease, run_id, worker=worker)
+            case RunMeasured(run_id, measurements):
+                self.store.record(self.lease, run_id, measurements)
+            case RunFinished():
+                self._finish(event)
+            case RunFailed():
+                self._fail(event)
+
+    def _finish(self, event: RunFinished) -> None:
+        planned = self.candidates[event.run_id].parameters
+        measured = event.result.measured_parameters
+        if measured == planned:
+            self.store.finish_run(self.lease, event.run_id, event.result)
+        else:
+            reason = f"the built model has {measured:,} parameters where {planned:,} were counted"
+            self.store.fail_run(self.lease, event.run_id, reason)
+        self._end(event.run_id)
+
+    def _fail(self, event: RunFailed) -> None:
+        self.losses[event.run_id] += event.lost
+        again = event.lost and self.losses[event.run_id] < MAX_LOSSES
+        given_up = event.lost and not again
+        reason = f"lost its worker {MAX_LOSSES} times; last: {event.reason}" if given_up else event.reason
+        self.store.fail_run(self.lease, event.run_id, reason, again=again)
+        self._end(event.run_id)
+
+    def _end(self, run_id: str) -> None:
+        """The evaluator has this run no longer; what became of it, the store knows."""
+        self.running.remove(run_id)
+        candidate = self.store.get_candidate(self.candidates[run_id].id)
+        self._note(candidate)
+        if not candidate.state.is_final:
+            self.waiting.appendleft(candidate)
+
+    def _verdict(self) -> tuple[JobState, str | None]:
+        """One completed candidate makes a completed search; without any, the first one's reason is the search's."""
+        ended = sorted(self.candidates.values(), key=lambda candidate: candidate.number)
+        if any(candidate.state is RunState.COMPLETED for candidate in ended):
+            return JobState.COMPLETED, None
+        reason = next((candidate.error for candidate in ended if candidate.error), "none was proposed")
+        return JobState.FAILED, f"no candidate completed: {reason}"
+
+
+def _fewest_first(sizes: Counter[int]) -> list[tuple[int, int]]:
+    """(budget, candidates), those with the fewest candidates first: round robin that survives a restart."""
+    return sorted(sizes.items(), key=lambda item: (item[1], item[0]))

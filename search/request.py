@@ -12,8 +12,14 @@ from typing import Any, ClassVar, Literal
 from search.architecture import AXES
 from search.errors import InvalidRequest
 
-#: Pydantic's settings for every class here: unknown fields are refused, docstrings are published.
-_SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+#: Pydantic's settings for every class here: unknown fields and infinite numbers are refused, docstrings are published.
+_SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
+
+#: The most values that an axis may be given: more than any model is wide, few enough to be enumerated.
+MAX_AXIS_VALUES = 1_000_000
+
+#: Seeds are stored as 32-bit integers.
+MAX_SEED = 2**31 - 1
 
 Basis = Literal["total", "non_embedding"]
 StrategyKind = Literal["tpe", "random", "exhaustive"]
@@ -250,7 +256,7 @@ class StrategyRequest:
 
     def __post_init__(self) -> None:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
-        _require(self.seed >= 0, expected="at least 0", got=self.seed, where="seed")
+        _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
         ascending = all(low < high for low, high in pairwise(self.rungs))
         _require(
             len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,

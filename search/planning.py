@@ -1,0 +1,287 @@
+"""Planning: everything about a submission that can be checked and counted without loading a weight.
+
+What needs the weights or the tokenizer (are they finite, does the text hold enough tokens) is checked by a worker
+before the first candidate.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from search.architecture import Architecture
+from search.budget import Budget
+from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
+from search.errors import InsufficientText, InvalidInput, InvalidRequest
+from search.families import family_of
+from search.records import NewSearch, SearchRecord, TeacherRecord
+from search.request import BudgetRequest, SearchRequest
+from search.sources import TeacherSource, TextSource, resolve_teacher, resolve_text
+from search.space import FeasibleSet, SearchSpace
+
+#: The rate behind the estimate of GPU-hours: 40 % of the dense bf16 peak of an H100 SXM, 989 TFLOP/s. Small models
+#: reach less; published distillations of 8 B models reach about that.
+ASSUMED_FLOPS_PER_SECOND = 0.4 * 989e12
+
+#: How many architectures of a budget a preview shows, and how many its mean cost is taken over.
+_NUM_EXAMPLES = 5
+_NUM_SAMPLED = 64
+
+_SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A submission that can work, as far as can be known without the weights."""
+
+    new_search: NewSearch
+    text: TextSource
+    space: SearchSpace
+    #: For each budget, in the request's order.
+    feasible: tuple[FeasibleSet, ...]
+
+
+def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Plan:
+    """Check `request` against the teacher's config, the size of the text and the lattice.
+
+    Raises:
+        InvalidInput: one of its kinds, with the place in the request.
+    """
+    with _seen_from("teacher", "model"):
+        source = resolve_teacher(request.teacher.model, model_roots)
+    teacher = _teacher(request, source)
+    _check_sequence_length(request, source)
+    text = _text(request, data_roots)
+    space = SearchSpace.from_request(teacher.architecture, request.space)
+    budgets = _budgets(request, teacher.architecture)
+    feasible = _within(space, budgets)
+    planned = sum(_num_candidates(request, each) for each in feasible)
+    new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
+    return Plan(new_search=new_search, text=text, space=space, feasible=feasible)
+
+
+def feasible_sets(search: SearchRecord) -> tuple[FeasibleSet, ...]:
+    """What each budget of a stored search may propose: the same as when it was submitted."""
+    return _within(SearchSpace.from_request(search.teacher.architecture, search.request.space), search.budgets)
+
+
+@contextmanager
+def _seen_from(*prefix: str | int) -> Iterator[None]:
+    """Errors from inside name their place in the request."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.at(*prefix) from None
+
+
+def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
+    with _seen_from("teacher", "config"):
+        architecture = family_of(source.config).parse(source.config, ignore=request.teacher.ignore_attributes)
+    return TeacherRecord(
+        model=request.teacher.model,
+        architecture=architecture,
+        parameters=parameters(architecture),
+        config=source.config,
+    )
+
+
+def _check_sequence_length(request: SearchRequest, source: TeacherSource) -> None:
+    longest = source.config.get("max_position_embeddings")
+    if isinstance(longest, int) and request.data.sequence_length > longest:
+        raise InvalidRequest(
+            expected=f"at most the teacher's max_position_embeddings = {longest}",
+            got=request.data.sequence_length,
+            where=("data", "sequence_length"),
+        )
+
+
+def _text(request: SearchRequest, data_roots: Sequence[Path]) -> TextSource:
+    """The text, if its bytes could hold the tokens: a token is a byte or more, so no text that would do is refused."""
+    with _seen_from("data", "train"):
+        text = resolve_text(request.data.train, data_roots)
+        if text.num_bytes < request.tokens_needed:
+            raise InsufficientText(
+                expected=f"at least {request.tokens_needed:,} tokens of text (calibration, validation, test and "
+                "distillation), so at least as many bytes",
+                got=f"{text.num_bytes:,} bytes in {len(text.files)} file(s)",
+                hint="Name more text, or lower distillation.tokens. The tokens themselves are counted when the "
+                "search starts.",
+                bytes=text.num_bytes,
+                tokens_needed=request.tokens_needed,
+            )
+    return text
+
+
+def _budgets(request: SearchRequest, teacher: Architecture) -> tuple[Budget, ...]:
+    return tuple(_budget(index, budget, teacher) for index, budget in enumerate(request.budgets))
+
+
+def _budget(index: int, request: BudgetRequest, teacher: Architecture) -> Budget:
+    ceiling = count(teacher, request.basis)
+    if request.params is not None and request.params > ceiling:
+        raise InvalidRequest(
+            expected=f"at most the teacher's {ceiling:,} parameters ({request.basis})",
+            got=request.params,
+            where=("budgets", index, "params"),
+            hint="Pruning only removes.",
+        )
+    return Budget.from_request(request, teacher_parameters=ceiling)
+
+
+def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet, ...]:
+    feasible = []
+    for index, budget in enumerate(budgets):
+        with _seen_from("budgets", index):
+            feasible.append(space.within(budget))
+    return tuple(feasible)
+
+
+def _num_candidates(request: SearchRequest, feasible: FeasibleSet) -> int:
+    return min(request.strategy.max_candidates, len(feasible.points))
+
+
+# --- the preview ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """An architecture that a search may propose, counted."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    architecture: Architecture
+    parameters: int
+    non_embedding_parameters: int
+    flops_per_token: int
+    """Of a forward pass at the data's sequence length."""
+    kv_cache_bytes_per_token: int
+    """At two bytes a value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetPreview:
+    """What a budget's band holds."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    budget: Budget
+    num_architectures: int
+    """Architectures of the space in the band, all values of `intermediate_size` counted."""
+    num_proposals: int
+    """Those that can be proposed: for every combination of the other axes the one that fills the budget best."""
+    num_candidates: int
+    """Candidates that the search will evaluate, at most."""
+    examples: tuple[Example, ...]
+    """Some of those that can be proposed, from the deepest and widest on, evenly spread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostEstimate:
+    """What a search would compute, at most. An estimate: matrix products only, every candidate run to its end."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    num_candidates: int
+    distillation_tokens: int
+    """Tokens that students are trained on, all candidates together."""
+    evaluation_tokens: int
+    """Tokens of held-out text that students are judged on, all candidates and rungs together."""
+    calibration_tokens: int
+    """Tokens of the importance pass, once a search."""
+    flops: float
+    """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
+    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher."""
+    gpu_hours: float
+    """`flops` at `assumed_flops_per_second`."""
+    assumed_flops_per_second: float
+    """40 % of an H100's dense bf16 peak. Small models reach far less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a submission would mean; nothing of it is stored."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    teacher: TeacherRecord
+    axes: dict[str, tuple[int, ...]]
+    """The values that each axis of the space takes."""
+    budgets: tuple[BudgetPreview, ...]
+    text_bytes: int
+    tokens_needed: int
+    """Whether the text holds as many is counted when the search starts."""
+    cost: CostEstimate
+
+
+def preview(planned: Plan) -> Preview:
+    """Sizes, examples and costs of a plan."""
+    request = planned.new_search.request
+    return Preview(
+        teacher=planned.new_search.teacher,
+        axes=dict(planned.space.axes),
+        budgets=tuple(_preview_budget(request, feasible) for feasible in planned.feasible),
+        text_bytes=planned.text.num_bytes,
+        tokens_needed=request.tokens_needed,
+        cost=estimate_cost(planned),
+    )
+
+
+def _preview_budget(request: SearchRequest, feasible: FeasibleSet) -> BudgetPreview:
+    sequence_length = request.data.sequence_length
+    return BudgetPreview(
+        budget=feasible.budget,
+        num_architectures=feasible.num_architectures,
+        num_proposals=len(feasible.points),
+        num_candidates=_num_candidates(request, feasible),
+        examples=tuple(
+            Example(
+                architecture=point,
+                parameters=parameters(point),
+                non_embedding_parameters=non_embedding_parameters(point),
+                flops_per_token=flops_per_token(point, sequence_length=sequence_length),
+                kv_cache_bytes_per_token=kv_cache_bytes_per_token(point),
+            )
+            for point in _spread(feasible.points, _NUM_EXAMPLES)
+        ),
+    )
+
+
+def estimate_cost(planned: Plan) -> CostEstimate:
+    """The cost of a plan with the teacher run on line for every candidate; see `CostEstimate` for what counts."""
+    request = planned.new_search.request
+    data = request.data
+    teacher_flops = flops_per_token(planned.new_search.teacher.architecture, sequence_length=data.sequence_length)
+    # before distillation, at every rung, and the test split once
+    heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
+    heldout_tokens = heldout_windows * data.sequence_length
+    calibration_tokens = data.calibration_samples * data.sequence_length
+    flops = float(calibration_tokens * teacher_flops)
+    for feasible in planned.feasible:
+        student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
+        distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
+        evaluation = heldout_tokens * (student_flops + teacher_flops)
+        flops += _num_candidates(request, feasible) * (distillation + evaluation)
+    num_candidates = planned.new_search.planned
+    return CostEstimate(
+        num_candidates=num_candidates,
+        distillation_tokens=num_candidates * request.distillation.tokens,
+        evaluation_tokens=num_candidates * heldout_tokens,
+        calibration_tokens=calibration_tokens,
+        flops=flops,
+        gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
+        assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
+    )
+
+
+def _mean_flops(feasible: FeasibleSet, *, sequence_length: int) -> float:
+    """FLOPs of a forward pass per token, the mean over an even sample of what can be proposed."""
+    sample = _spread(feasible.points, _NUM_SAMPLED)
+    return sum(flops_per_token(point, sequence_length=sequence_length) for point in sample) / len(sample)
+
+
+def _spread(points: Sequence[Architecture], most: int) -> list[Architecture]:
+    """Up to `most` of the points, evenly spread, first and last included."""
+    if len(points) <= most:
+        return list(points)
+    return [points[index * (len(points) - 1) // (most - 1)] for index in range(most)]

@@ -19,6 +19,7 @@
     │   ├── IdempotencyMismatch        the key was used with another body
     │   └── NotReady                   the thing asked for is still being made
     ├── LeaseLost                      another driver holds the job: this one may write nothing more
+    ├── DatabaseUnavailable            it cannot be reached, opened or understood
     ├── DatabaseNotCurrent             its tables are older or newer than this version of Espalier
     ├── CandidateFailed                one candidate cannot go on (diverged, does not fit); the search can
     └── Interrupted                    the process was told to stop; what is stored stays
@@ -164,6 +165,15 @@ class NotReady(Conflict):
 
 class LeaseLost(EspalierError):
     """The job's lease was taken over or the job ended: this driver must stop writing."""
+
+
+class DatabaseUnavailable(EspalierError):
+    """The database does not answer, or not as one."""
+
+    def __init__(self, database: str, *, reason: str) -> None:
+        self.database = database
+        self.reason = reason
+        super().__init__(f"{database} cannot be used: {reason}")
 
 
 class DatabaseNotCurrent(EspalierError):

@@ -1,5 +1,6 @@
 """What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
-from search.errors import IllegalTransition
+from search.errors import CandidateFailed, IllegalTransition
 from search.request import SearchRequest
 
 _STORED: dict[str, Any] = {"extra": "forbid"}
@@ -99,6 +100,9 @@ class Measurement:
     * ``{split}_loss``: cross-entropy on the text, nats a token. Candidates are ranked by ``validation_loss``.
     * ``{split}_kl``: KL(teacher || student), nats a token.
     * ``train_kl``: the mean training loss since the previous rung, nats a token.
+
+    Raises:
+        CandidateFailed: the value is not finite.
     """
 
     __pydantic_config__: ClassVar[Any] = _STORED
@@ -106,6 +110,10 @@ class Measurement:
     tokens: int
     metric: str
     value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise CandidateFailed(f"{self.metric} after {self.tokens} tokens is {self.value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,16 @@
 """Engines: how to open a database so that it keeps the store's promises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from search.errors import InvalidInput
+from search.errors import DatabaseUnavailable, InvalidInput
 
 #: How long a writer waits for another one on SQLite before it gives up.
 _SQLITE_TIMEOUT_S = 60.0
@@ -23,7 +25,7 @@ def parse_url(url: str) -> URL:
     try:
         parsed = sqlalchemy.make_url(url)
         driver = (parsed.get_backend_name(), parsed.get_dialect().driver)
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, DBAPIError, NoSuchModuleError):
         raise _unusable(url) from None
     if driver not in (("sqlite", "pysqlite"), ("postgresql", "psycopg")):
         raise _unusable(parsed.render_as_string(hide_password=True))
@@ -48,6 +50,16 @@ def sqlite_file(url: URL) -> Path | None:
     return Path(url.database)
 
 
+@contextmanager
+def errors_named(url: URL) -> Iterator[None]:
+    """Raise DatabaseUnavailable, with the driver's reason, where the database cannot be reached or opened."""
+    try:
+        yield
+    except DBAPIError as error:
+        reason = str(error.orig).strip()
+        raise DatabaseUnavailable(url.render_as_string(hide_password=True), reason=reason) from error
+
+
 def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     """An engine for `url`; whoever makes it disposes of it.
 
@@ -64,7 +76,6 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     def configure(connection: Any, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own, see below
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode a crash can lose no consistency
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     @event.listens_for(engine, "begin")

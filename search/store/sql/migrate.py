@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
@@ -10,8 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, text
 
-from search.errors import DatabaseNotCurrent
-from search.store.sql.engine import for_writing, make_engine, parse_url, sqlite_file
+from search.errors import DatabaseNotCurrent, DatabaseUnavailable
+from search.store.sql.engine import errors_named, for_writing, make_engine, parse_url, sqlite_file
 
 #: PostgreSQL's advisory lock that one migration holds at a time: an arbitrary number, the same in every version.
 _ADVISORY_LOCK = 0x45535041
@@ -25,12 +26,13 @@ def upgrade(url: str) -> None:
 
     Raises:
         InvalidInput: a URL of no database that Espalier runs on.
+        DatabaseUnavailable: it cannot be reached or opened.
         DatabaseNotCurrent: the database was written by a newer Espalier.
     """
     parsed = parse_url(url)
     file = sqlite_file(parsed)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(parsed, file.parent)
     with _exclusive(parsed) as connection:
         _refuse_newer(parsed, found := _revision(connection))
         if found != _newest():
@@ -45,28 +47,42 @@ def require_current(url: str) -> None:
 
     Raises:
         InvalidInput: a URL of no database that Espalier runs on.
+        DatabaseUnavailable: it cannot be reached or opened.
         DatabaseNotCurrent: they are not.
     """
     parsed = parse_url(url)
-    file = sqlite_file(parsed)
-    found = None
-    if file is None or file.exists():
-        engine = make_engine(parsed)
-        try:
-            with engine.connect() as connection:
-                found = _revision(connection)
-        finally:
-            engine.dispose()
+    found = _current(parsed)
     _refuse_newer(parsed, found)
     if found != _newest():
         raise DatabaseNotCurrent(_name(parsed), expected=_newest(), found=found, hint="Run `espalier migrate`.")
+
+
+def _current(url: URL) -> str | None:
+    """The revision of the database's tables; None where there are none."""
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
+        return None  # and connecting would make it
+    engine = make_engine(url)
+    try:
+        with errors_named(url), engine.connect() as connection:
+            return _revision(connection)
+    finally:
+        engine.dispose()
+
+
+def _make_folder(url: URL, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnavailable(_name(url), reason=str(error)) from error
 
 
 @contextmanager
 def _exclusive(url: URL) -> Iterator[Connection]:
     engine = make_engine(url, foreign_keys=False)
     try:
-        with for_writing(engine).begin() as connection:  # on SQLite this alone shuts out other writers
+        # on SQLite this alone shuts out other writers
+        with errors_named(url), for_writing(engine).begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             yield connection

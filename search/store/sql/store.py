@@ -34,7 +34,7 @@ from search.records import (
     SearchRecord,
 )
 from search.store.sql import queries
-from search.store.sql.engine import for_reading, for_writing, make_engine, parse_url
+from search.store.sql.engine import errors_named, for_reading, for_writing, make_engine, parse_url
 from search.store.sql.locked import LockedSearch, lock_lease, lock_search
 from search.store.sql.tables import (
     attempts,
@@ -72,8 +72,8 @@ class SqlStore(Store):
         self._engine.dispose()
 
     def ping(self) -> None:
-        """Ask the database for a sign of life; the driver's error where there is none."""
-        with self._reading() as connection:
+        """Ask the database for a sign of life. Raises DatabaseUnavailable."""
+        with errors_named(self._engine.url), self._reading() as connection:
             connection.execute(select(1))
 
     @contextmanager

@@ -1,0 +1,1 @@
+"""The science: score the teacher, cut it, distil, measure. Importable and testable without Ray."""

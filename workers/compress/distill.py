@@ -1,0 +1,109 @@
+"""Brief distillation: the student learns the teacher's next-token distribution on text (arXiv 2407.14679, section 3).
+
+The teacher runs on line, once a batch; forward KL is the only loss; AdamW, linear warm-up, cosine. The learning rate
+at a step does not depend on where the run is measured or ended.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from search.errors import CandidateFailed
+from search.request import DistillationRequest
+from workers.compress.data import training_order
+from workers.compress.losses import forward_kl
+
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """The run so far."""
+
+    #: Tokens that the student has been trained on.
+    tokens: int
+    #: The mean training loss since the rung before, nats a token.
+    train_kl: float
+
+
+def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
+    """The optimiser steps after which the run is measured: at least one each, ascending, the last one is `steps`."""
+    return tuple(sorted({max(1, round(fraction * steps)) for fraction in fractions}))
+
+
+def learning_rate(step: int, request: DistillationRequest) -> float:
+    """The rate of optimiser step `step` (from 0): linear from peak/w to the peak over w warm-up steps, then half a
+    cosine from the peak towards ``final_learning_rate_ratio`` of it, which step number `steps` would have."""
+    warmup = min(request.warmup_steps, request.steps // 10)
+    if step < warmup:
+        return request.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / (request.steps - warmup)
+    final = request.final_learning_rate_ratio
+    return request.learning_rate * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def distill(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    windows: Tensor,
+    request: DistillationRequest,
+    *,
+    rungs: Sequence[int],
+    seed: int,
+) -> Iterator[Rung]:
+    """Train `student` in place; pauses at each rung, so that the caller can measure it.
+
+    Args:
+        student: in float32; all of its parameters are trained.
+        teacher: on the same device; not changed.
+        windows: (W, T) tokens, at least as many as the request trains on; each is seen once.
+        request: the schedule.
+        rungs: optimiser steps after which to pause, ascending.
+        seed: permutes the windows: all candidates of a search see the same batches.
+
+    Raises:
+        CandidateFailed: the loss or its gradient stopped being finite; says at which step.
+    """
+    optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
+    batch_windows = request.batch_tokens // windows.shape[1]
+    order = training_order(len(windows), seed=seed)
+    losses: list[float] = []
+    for step, chosen in zip(range(rungs[-1]), order.split(batch_windows), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, request)
+        batch = windows[chosen].to(student.device)
+        losses.append(_train_step(student, teacher, batch, optimizer, request, step=step))
+        if step + 1 in rungs:
+            yield Rung(tokens=(step + 1) * request.batch_tokens, train_kl=sum(losses) / len(losses))
+            losses.clear()
+
+
+def _train_step(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    batch_BT: Tensor,
+    optimizer: torch.optim.Optimizer,
+    request: DistillationRequest,
+    *,
+    step: int,
+) -> float:
+    with torch.no_grad():
+        target = teacher(input_ids=batch_BT, use_cache=False).logits
+    logits = student(input_ids=batch_BT, use_cache=False).logits
+    loss = forward_kl(logits, target, temperature=request.temperature)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    gradient_norm = clip_grad_norm_(student.parameters(), request.max_grad_norm)
+    value, norm = loss.item(), gradient_norm.item()
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise CandidateFailed(
+            f"distillation diverged at step {step + 1} of {request.steps}: loss {value}, gradient norm {norm}. "
+            "A lower distillation.learning_rate usually helps."
+        )
+    optimizer.step()
+    return value

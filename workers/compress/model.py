@@ -1,0 +1,62 @@
+"""Stock transformers models around given tensors: no initialisation, no copy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+#: One attention for teacher, student and evaluation alike. PyTorch's fused kernel is deterministic on the CPU for a
+#: given number of threads, and costs half of what "eager" does.
+ATTENTION = "sdpa"
+
+#: What everything is computed in.
+COMPUTE_DTYPE = torch.float32
+
+
+def build_model(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, dtype: torch.dtype = COMPUTE_DTYPE
+) -> PreTrainedModel:
+    """The stock model of a Hugging Face config whose parameters *are* the given tensors, in evaluation mode.
+
+    The model is built on the meta device, so nothing is allocated or initialised; then the tensors are assigned,
+    not copied, and the LM head is tied again where the config says so. Dropout stays off in training too: the
+    teacher's targets know none.
+
+    Args:
+        config: the complete Hugging Face config.
+        tensors: every parameter once, by Hugging Face's names; a tied LM head is left out.
+        dtype: of the tensors.
+    """
+    hf_config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            hf_config, dtype=dtype, attn_implementation=ATTENTION
+        )
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    device = next(iter(tensors.values())).device
+    _materialise_buffers(model, device)
+    empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    assert not empty, f"no tensors for {empty}"
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _materialise_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compute the buffers that no checkpoint holds (rotary frequencies): their modules follow from the config alone."""
+    for module in list(model.modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            _copy_buffers(type(module)(model.config), module, device)
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module, device: torch.device) -> None:
+    for name, buffer in source.named_buffers(recurse=False):
+        setattr(target, name, buffer.to(device))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Elements of all parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,225 @@
+"""The whole of it on one page: a teacher and text in, scores out; an architecture in, measurements out.
+
+::
+
+    prepare    read the teacher, pack the text, judge the teacher, score its parts          once a search
+    load       the teacher, the windows and the scores, shared by all candidates            once a worker
+    evaluate   choose what to keep, cut, measure, distil and measure rung by rung           once a candidate
+
+No Ray here: a worker is whoever calls. The number of threads is the caller's to set, once per process.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from search.architecture import Architecture
+from search.errors import CandidateFailed, UnusableTeacher
+from search.families import FAMILIES
+from search.ports import ArtifactStore, EvaluationTask
+from search.records import Measurement, Preparation, RunResult, SearchRecord
+from search.request import SearchRequest
+from search.selection import Selection
+from search.serialization import canonical_json
+from search.sources import resolve_teacher, resolve_text
+from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.distill import distill, rung_steps
+from workers.compress.evaluate import held_out, held_out_loss
+from workers.compress.importance import Importance, score
+from workers.compress.model import build_model, count_parameters
+from workers.compress.provenance import Stopwatch, environment
+from workers.compress.slicing import select, slice_tensors
+from workers.compress.teacher import Teacher, check_finite, load_teacher, teacher_digest
+
+Split = Literal["validation", "test"]
+
+
+def prepare(
+    search: SearchRecord,
+    *,
+    model_roots: Sequence[Path],
+    data_roots: Sequence[Path],
+    artifacts: ArtifactStore,
+    device: str = "cpu",
+) -> Preparation:
+    """Everything that a search's candidates share.
+
+    Raises:
+        InvalidInput: teacher or text are not what the request and the submission's check made of them.
+    """
+    request, clock = search.request, Stopwatch()
+    with clock("load_teacher"):
+        teacher, digest = _open_teacher(search, model_roots=model_roots, device=device)
+        check_finite(teacher)
+    with clock("pack_text"):
+        files = resolve_text(request.data.train, data_roots).files
+        tokens = pack(files, load_tokenizer(teacher.path), request, vocab_size=teacher.architecture.vocab_size)
+    batch_windows = windows_per_batch(request)
+    with clock("judge_teacher"):
+        teacher_metrics = {
+            f"{split}_loss": held_out_loss(teacher.model, windows, batch_windows=batch_windows)
+            for split, windows in (("validation", tokens.validation), ("test", tokens.test))
+        }
+    with clock("score_importance"):
+        importance = score(teacher, tokens.calibration, batch_windows=batch_windows)
+    return Preparation(
+        teacher_digest=digest,
+        teacher_parameters=count_parameters(teacher.model),
+        data_digest=tokens.digest,
+        train_tokens=tokens.train.numel(),
+        tokens_artifact=store_tensors(tokens.tensors, artifacts),
+        importance_artifact=store_tensors(importance.tensors, artifacts),
+        teacher_metrics=teacher_metrics,
+        seconds=clock.seconds,
+        environment={**environment(device), "teacher_dtype": teacher.stored_dtype},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workbench:
+    """What all candidates of a search share on one worker. Read-only."""
+
+    teacher: Teacher
+    tokens: Tokens
+    importance: Importance
+    artifacts: ArtifactStore
+    device: str
+
+    @classmethod
+    def load(
+        cls, search: SearchRecord, *, model_roots: Sequence[Path], artifacts: ArtifactStore, device: str = "cpu"
+    ) -> "Workbench":
+        """Map the teacher and the artifacts of a prepared search.
+
+        Raises:
+            UnusableTeacher: the teacher is no longer the one that was prepared.
+        """
+        preparation = search.preparation
+        assert preparation is not None, "a search is prepared before it is evaluated"
+        teacher, digest = _open_teacher(search, model_roots=model_roots, device=device)
+        if digest != preparation.teacher_digest:
+            raise _changed(preparation.teacher_digest, digest)
+        return cls(
+            teacher=teacher,
+            tokens=Tokens.load(artifacts.local_path(preparation.tokens_artifact)),
+            importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
+            artifacts=artifacts,
+            device=device,
+        )
+
+
+def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
+    """One candidate: measured before distillation, then at each rung; the result comes last.
+
+    Raises:
+        CandidateFailed: it diverged, does not fit into memory, or was not built with the parameters counted.
+    """
+    try:
+        yield from _evaluate(bench, task)
+    except torch.OutOfMemoryError as error:
+        raise CandidateFailed(f"the candidate does not fit on {bench.device}: {error}") from error
+
+
+def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
+    request, teacher, clock = task.search.request, bench.teacher, Stopwatch()
+    with clock("slice"):
+        selection = select(bench.importance, task.architecture, teacher=teacher.architecture)
+        student = build_student(teacher, task.architecture, selection)
+        _check_count(student, task)
+    with clock("measure"):
+        before = _measure(bench, student, "validation", task, tokens=0)
+    yield before
+
+    rungs = rung_steps(request.strategy.rungs, steps=request.distillation.steps)
+    run = distill(student, teacher.model, bench.tokens.train, request.distillation, rungs=rungs, seed=task.seed)
+    for _ in rungs:
+        with clock("distill"):
+            rung = next(run)
+        with clock("measure"):
+            measured = _measure(bench, student, "validation", task, tokens=rung.tokens)
+            if rung.tokens == request.distillation.tokens:
+                measured += _measure(bench, student, "test", task, tokens=rung.tokens)
+        yield (*measured, Measurement(tokens=rung.tokens, metric="train_kl", value=rung.train_kl))
+
+    with clock("store"):
+        selection_artifact = bench.artifacts.put_bytes(canonical_json(selection).encode())
+        checkpoint_artifact = store_tensors(dict(student.named_parameters()), bench.artifacts)
+    yield RunResult(
+        measured_parameters=count_parameters(student),
+        selection_artifact=selection_artifact,
+        checkpoint_artifact=checkpoint_artifact,
+        seconds=clock.seconds,
+        environment=environment(bench.device),
+    )
+
+
+def build_student(teacher: Teacher, architecture: Architecture, selection: Selection) -> PreTrainedModel:
+    """The pruned, undistilled student: the stock model of `architecture` with what `selection` keeps."""
+    config = FAMILIES[architecture.family].config(architecture, teacher.config, layers=selection.layers)
+    head_dim = teacher.architecture.head_dim
+    return build_model(config, slice_tensors(teacher.tensors, selection, teacher.family, head_dim=head_dim))
+
+
+def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:
+    """One safetensors file as transformers writes it; its digest."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(contiguous, path, metadata={"format": "pt"})
+        return artifacts.put_file(path)
+
+
+def windows_per_batch(request: SearchRequest) -> int:
+    """Windows that go through a model at a time, in training and elsewhere: what fits once fits always."""
+    return request.distillation.batch_tokens // request.data.sequence_length
+
+
+def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: str) -> tuple[Teacher, str]:
+    """The teacher that the search names, and its digest."""
+    source = resolve_teacher(search.teacher.model, model_roots)
+    if source.config != search.teacher.config:
+        raise _changed("its config.json at submission", "another config.json")
+    teacher = load_teacher(source, ignore=search.request.teacher.ignore_attributes, device=device)
+    return teacher, teacher_digest(source)
+
+
+def _changed(expected: str, got: str) -> UnusableTeacher:
+    return UnusableTeacher(
+        expected=f"the teacher as it was: {expected}",
+        got=got,
+        where=("teacher", "model"),
+        hint="The model directory was changed under the search; submit a new one.",
+    )
+
+
+def _check_count(student: PreTrainedModel, task: EvaluationTask) -> None:
+    measured = count_parameters(student)
+    if measured != task.parameters:
+        raise CandidateFailed(f"the built model has {measured} parameters, but {task.parameters} were counted for it")
+
+
+def _measure(
+    bench: Workbench,
+    student: PreTrainedModel,
+    split: Split,
+    task: EvaluationTask,
+    *,
+    tokens: int,
+) -> tuple[Measurement, ...]:
+    windows: Tensor = getattr(bench.tokens, split)
+    batch_windows = windows_per_batch(task.search.request)
+    result = held_out(student, bench.teacher.model, windows, batch_windows=batch_windows)
+    if not (math.isfinite(result.loss) and math.isfinite(result.kl)):
+        raise CandidateFailed(f"the {split} loss after {tokens} tokens is {result.loss}, its KL {result.kl}")
+    return (
+        Measurement(tokens=tokens, metric=f"{split}_loss", value=result.loss),
+        Measurement(tokens=tokens, metric=f"{split}_kl", value=result.kl),
+    )

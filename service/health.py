@@ -1,0 +1,78 @@
+"""``/healthz``: the process answers. ``/readyz``: a search submitted now would be taken up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from fastapi import APIRouter, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from search.errors import DatabaseNotCurrent
+from search.records import DriverRecord
+from search.store.sql import SqlStore, migrate
+from service.deps import Database, Settings
+from service.settings import ServiceSettings
+
+router = APIRouter(tags=["health"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The process answers."""
+
+    status: str = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverStatus:
+    """A driver that has been seen lately."""
+
+    seen_at: datetime
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether a search submitted now would be taken up."""
+
+    ready: bool
+    reasons: tuple[str, ...]
+    drivers: tuple[DriverStatus, ...]
+
+
+@router.get("/healthz")
+def healthz() -> Health:
+    """Whether the process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready, with the reasons"}})
+def readyz(settings: Settings, store: Database, response: Response) -> Readiness:
+    """Whether the database is there and current, and a driver with resources has been seen lately."""
+    readiness = check(settings, store)
+    response.status_code = 200 if readiness.ready else 503
+    return readiness
+
+
+def check(settings: ServiceSettings, store: SqlStore) -> Readiness:
+    """Look at the database and the drivers."""
+    try:
+        migrate.require_current(settings.database)
+        drivers = store.drivers()
+    except DatabaseNotCurrent as error:
+        return Readiness(ready=False, reasons=(f"the database's schema is not current. {error.hint}",), drivers=())
+    except SQLAlchemyError:
+        return Readiness(ready=False, reasons=("the database does not answer",), drivers=())
+    oldest = datetime.now(UTC) - timedelta(seconds=settings.driver_timeout_s)
+    living = [driver for driver in drivers if driver.seen_at >= oldest]
+    reasons = _reasons(living, settings.driver_timeout_s)
+    statuses = tuple(DriverStatus(seen_at=driver.seen_at, resources=driver.resources) for driver in living)
+    return Readiness(ready=not reasons, reasons=reasons, drivers=statuses)
+
+
+def _reasons(living: Sequence[DriverRecord], timeout_s: float) -> tuple[str, ...]:
+    if not living:
+        return (f"no driver has been seen for {timeout_s:g} s: start one (espalier driver, or espalier serve)",)
+    if not any(driver.resources for driver in living):
+        return ("no driver has joined a Ray cluster yet",)
+    return ()

@@ -1,0 +1,71 @@
+"""The leaderboard: which rows it has, in which order, page by page."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from search.budget import Budget
+from search.errors import InvalidRequest
+from search.ranking import pareto_front, rank
+from search.records import CandidateRecord, RunState, SearchRecord
+from service.searches.schemas import LeaderboardRow, Order, SortKey
+
+#: What orders the rows: those without a value last, then the value (negated where descending), then the number.
+Position = tuple[bool, float, int]
+
+
+def budget_of(search: SearchRecord, index: int) -> Budget:
+    """One of the search's budgets.
+
+    Raises:
+        InvalidRequest: it has none with that index.
+    """
+    if not 0 <= index < len(search.budgets):
+        raise InvalidRequest(
+            expected=f"the index of one of the search's {len(search.budgets)} budgets, from 0",
+            got=index,
+            where=("query", "budget"),
+        )
+    return search.budgets[index]
+
+
+def inside(budget: Budget, candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
+    """The candidates in a budget's band, whichever budget they were proposed for."""
+    return [c for c in candidates if budget.contains(_count(c, budget))]
+
+
+def _count(candidate: CandidateRecord, budget: Budget) -> int:
+    return candidate.parameters if budget.basis == "total" else candidate.non_embedding_parameters
+
+
+def board(
+    candidates: Sequence[CandidateRecord], *, sort: SortKey, order: Order, state: RunState | None, pareto: bool
+) -> list[LeaderboardRow]:
+    """The rows of a board in order. Ranks and the Pareto front are the whole board's, whatever is filtered."""
+    front = {candidate.id for candidate in pareto_front(candidates)}
+    rows = [LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front) for ranked in rank(candidates)]
+    shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]
+    return sorted(shown, key=lambda row: position(row, sort, order))
+
+
+def position(row: LeaderboardRow, sort: SortKey, order: Order) -> Position:
+    """Where a row stands."""
+    value = getattr(row, sort)
+    return value is None, (value or 0) * (1 if order == "asc" else -1), row.number
+
+
+def parse_position(data: Any) -> Position:
+    """The inverse of a position's JSON. Raises ValueError or TypeError."""
+    is_missing, value, number = data
+    return bool(is_missing), float(value), int(number)
+
+
+def to_csv(rows: Sequence[LeaderboardRow]) -> str:
+    """The rows as CSV with a header line; what is null is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(LeaderboardRow)], lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

@@ -1,0 +1,187 @@
+"""``/v1/searches``: submit, look, cancel, remove; the leaderboard and the best spec."""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from search.errors import NotReady
+from search.planning import Plan, Preview, plan, preview
+from search.ranking import rank
+from search.records import IdempotencyKey, JobState, RunState, SearchRecord
+from search.request import SearchRequest
+from search.serialization import canonical_json
+from search.spec import Spec, build_spec
+from service.cursors import decode_cursor, encode_cursor
+from service.deps import Artifacts, Database, SearchId, Settings
+from service.errors import problems
+from service.searches.leaderboard import board, budget_of, inside, parse_position, position, to_csv
+from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
+from service.settings import ServiceSettings
+
+router = APIRouter(prefix="/v1/searches", tags=["searches"])
+
+Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the previous page.")]
+IdempotencyHeader = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="A word of your choice: the same one with the same body answers with the same search.",
+    ),
+]
+
+
+@router.post("", status_code=201, responses=problems(401, 409, 413, 422))
+def submit_search(
+    request: SearchRequest,
+    settings: Settings,
+    store: Database,
+    response: Response,
+    idempotency_key: IdempotencyHeader = None,
+) -> SearchRecord:
+    """Submit a search. Everything that can be checked without the teacher's weights is checked now."""
+    key = _idempotency(idempotency_key, request)
+    search = store.find_idempotent(key) if key else None
+    if search is None:
+        search = store.create_search(_plan(request, settings).new_search, idempotency=key)
+    response.headers["Location"] = f"/v1/searches/{search.id}"
+    return search
+
+
+@router.post("/preview", responses=problems(401, 413, 422))
+def preview_search(request: SearchRequest, settings: Settings) -> Preview:
+    """What a submission would search and cost, at most. Nothing is stored."""
+    return preview(_plan(request, settings))
+
+
+def _plan(request: SearchRequest, settings: ServiceSettings) -> Plan:
+    return plan(request, model_roots=settings.model_roots, data_roots=settings.data_roots)
+
+
+def _idempotency(key: str | None, request: SearchRequest) -> IdempotencyKey | None:
+    if key is None:
+        return None
+    return IdempotencyKey(key=key, body_digest=hashlib.sha256(canonical_json(request).encode()).hexdigest())
+
+
+@router.get("", responses=problems(401, 422))
+def list_searches(
+    store: Database,
+    state: Annotated[JobState | None, Query(description="Only searches in this state.")] = None,
+    tag: Annotated[str | None, Query(pattern=r"^[^\x00]*$", description="Only searches with this tag.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Searches on a page.")] = 50,
+    cursor: Cursor = None,
+) -> SearchPage:
+    """All searches, newest first."""
+    query = ["searches", state, tag]
+    after = decode_cursor(query, cursor, _parse_position) if cursor is not None else None
+    found = store.list_searches(state=state, tag=tag, after=after, limit=limit + 1)
+    page = tuple(found[:limit])
+    more = len(found) > limit
+    next_cursor = encode_cursor(query, [page[-1].created_at.isoformat(), page[-1].id]) if more else None
+    return SearchPage(items=page, next_cursor=next_cursor)
+
+
+def _parse_position(position: Any) -> tuple[datetime, str]:
+    created_at, search_id = position
+    if not (search_id.isascii() and search_id.isprintable()):
+        raise ValueError("no id")
+    return datetime.fromisoformat(created_at).astimezone(UTC), search_id
+
+
+@router.get("/{search_id}", responses=problems(401, 404))
+def get_search(search_id: SearchId, store: Database) -> SearchRecord:
+    """One search: what was asked, how far it is, and why it failed if it did."""
+    return store.get_search(search_id)
+
+
+@router.delete("/{search_id}", status_code=204, responses=problems(401, 404, 409))
+def delete_search(search_id: SearchId, store: Database, artifacts: Artifacts) -> None:
+    """Remove a search that has ended, its candidates, and the artifacts that only it refers to."""
+    for digest in store.delete_search(search_id):
+        artifacts.delete(digest)
+
+
+@router.post("/{search_id}/cancel", responses=problems(401, 404, 409))
+def cancel_search(search_id: SearchId, store: Database) -> SearchRecord:
+    """End a search now. What was measured stays; candidates that run are given up."""
+    return store.cancel_search(search_id)
+
+
+@router.get(
+    "/{search_id}/leaderboard",
+    response_model=Leaderboard,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(401, 404, 422)},
+)
+def get_leaderboard(
+    search_id: SearchId,
+    store: Database,
+    request: Request,
+    budget: Annotated[
+        int | None, Query(ge=0, description="Index of a budget: only candidates in its band. Default: all candidates.")
+    ] = None,
+    sort: SortKey = "rank",
+    order: Order = "asc",
+    state: Annotated[RunState | None, Query(description="Only candidates in this state.")] = None,
+    pareto: Annotated[bool, Query(description="Only candidates on the Pareto front of parameters and loss.")] = False,
+    limit: Annotated[int | None, Query(ge=1, le=10_000, description="Rows on a page: 100; of CSV all.")] = None,
+    cursor: Cursor = None,
+) -> Leaderboard | Response:
+    """The candidates of a search, ranked by validation loss. `Accept: text/csv` gives the same rows as CSV.
+
+    A budget's board shows every candidate in its band, whichever budget it was proposed for. Rows without a value to
+    sort by come last.
+    """
+    search = store.get_search(search_id)
+    candidates = store.candidates(search_id)
+    band = None if budget is None else budget_of(search, budget)
+    rows = board(inside(band, candidates) if band else candidates, sort=sort, order=order, state=state, pareto=pareto)
+    query = ["leaderboard", search_id, budget, sort, order, state, pareto]
+    rest = rows
+    if cursor is not None:
+        after = decode_cursor(query, cursor, parse_position)
+        rest = [row for row in rows if position(row, sort, order) > after]
+    as_csv = _prefers_csv(request)
+    page = rest[: limit or (len(rest) if as_csv else 100)]
+    if as_csv:
+        return Response(to_csv(page), media_type="text/csv", headers={"Vary": "Accept"})
+    more = len(page) < len(rest)
+    preparation = search.preparation
+    return Leaderboard(
+        search_id=search.id,
+        state=search.state,
+        budget=band,
+        teacher_parameters=search.teacher.parameters,
+        teacher_loss=preparation.teacher_metrics.get("validation_loss") if preparation else None,
+        total=len(rows),
+        items=tuple(page),
+        next_cursor=encode_cursor(query, position(page[-1], sort, order)) if more else None,
+    )
+
+
+def _prefers_csv(request: Request) -> bool:
+    """Whether the Accept header names CSV and not JSON."""
+    accept = request.headers.get("accept", "")
+    return "text/csv" in accept and "json" not in accept
+
+
+@router.get("/{search_id}/best", responses=problems(401, 404, 409, 422))
+def get_best(
+    search_id: SearchId,
+    store: Database,
+    artifacts: Artifacts,
+    budget: Annotated[int, Query(ge=0, description="Index of the budget.")] = 0,
+) -> Spec:
+    """The spec of the best candidate in a budget's band, so far."""
+    search = store.get_search(search_id)
+    ranked = rank(inside(budget_of(search, budget), store.candidates(search_id)))
+    if not ranked or ranked[0].rank is None:
+        raise NotReady(
+            f"the best spec of budget {budget} of search {search_id!r}",
+            state=search.state.value,
+            hint="No candidate in its band has completed"
+            + (", and none will." if search.state.is_final else " yet. Follow the search's events."),
+        )
+    return build_spec(search, ranked[0].candidate, artifacts)

@@ -1,0 +1,113 @@
+"""What the searches' endpoints answer, besides the domain's own records."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from search.architecture import AXES
+from search.budget import Budget
+from search.ranking import RankedCandidate
+from search.records import JobState, RunState, SearchRecord
+
+_SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
+
+SortKey = Literal["rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number"]
+Order = Literal["asc", "desc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPage:
+    """Some searches, newest first."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    items: tuple[SearchRecord, ...]
+    next_cursor: str | None
+    """Ask with it for the next page; null on the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderboardRow:
+    """A candidate on a leaderboard. Losses in nats a token; null where not measured (yet)."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    rank: int | None
+    """By validation loss among the completed candidates of this board, from 1; null for the others."""
+    candidate_id: str
+    number: int
+    """Its place in the order of proposals."""
+    budget_index: int
+    """The budget it was proposed for."""
+    state: RunState
+    num_hidden_layers: int
+    hidden_size: int
+    num_key_value_heads: int
+    num_attention_heads: int
+    intermediate_size: int
+    parameters: int
+    """Counted in closed form."""
+    non_embedding_parameters: int
+    measured_parameters: int | None
+    """Of the built model."""
+    loss_before: float | None
+    """Validation loss when pruned and not yet distilled."""
+    loss: float | None
+    """Validation loss at the last rung reached."""
+    kl: float | None
+    """KL(teacher || student) on the validation split at the last rung reached."""
+    test_loss: float | None
+    """Loss on the test split, on which nothing was chosen."""
+    perplexity: float | None
+    """exp(loss)."""
+    pareto: bool
+    """Whether no other candidate of this board has both fewer parameters and a lower loss."""
+
+    @classmethod
+    def of(cls, ranked: RankedCandidate, *, pareto: bool) -> "LeaderboardRow":
+        """The row of a ranked candidate."""
+        candidate = ranked.candidate
+        loss = candidate.metric("validation_loss")
+        return cls(
+            rank=ranked.rank,
+            candidate_id=candidate.id,
+            number=candidate.number,
+            budget_index=candidate.budget_index,
+            state=candidate.state,
+            **{axis: getattr(candidate.architecture, axis) for axis in AXES},
+            parameters=candidate.parameters,
+            non_embedding_parameters=candidate.non_embedding_parameters,
+            measured_parameters=candidate.result.measured_parameters if candidate.result else None,
+            loss_before=candidate.metric_before("validation_loss"),
+            loss=loss,
+            kl=candidate.metric("validation_kl"),
+            test_loss=candidate.metric("test_loss"),
+            perplexity=_perplexity(loss),
+            pareto=pareto,
+        )
+
+
+def _perplexity(loss: float | None) -> float | None:
+    """None beyond what a float holds (and JSON has no infinity)."""
+    return math.exp(loss) if loss is not None and loss < 700 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """The candidates of a search, or of one of its budgets."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    search_id: str
+    state: JobState
+    """Of the search: the board is final when it is."""
+    budget: Budget | None
+    """Whose band the rows lie in; null: all candidates."""
+    teacher_parameters: int
+    teacher_loss: float | None
+    """The teacher's own validation loss, nats a token; null until the search has been prepared."""
+    total: int
+    """Rows on all pages."""
+    items: tuple[LeaderboardRow, ...]
+    next_cursor: str | None
+    """Ask with it for the next page; null on the last."""

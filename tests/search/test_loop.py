@@ -1,0 +1,469 @@
+"""The loop on the real store (SQLite) and real strategies; only the workers are scripted."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search.architecture import Architecture
+from search.budget import Budget
+from search.counting import parameters
+from search.errors import InsufficientText, Interrupted, LeaseLost
+from search.loop import MAX_LOSSES, run_search
+from search.ports import Store
+from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord, TeacherRecord
+from search.request import (
+    BudgetRequest,
+    DataRequest,
+    LimitsRequest,
+    SearchRequest,
+    StrategyKind,
+    StrategyRequest,
+    TeacherRequest,
+)
+from search.space import FeasibleSet, SearchSpace
+from search.store.sql import SqlStore
+from search.strategies import make_strategy
+from tests.support.clock import ManualClock
+from tests.support.evaluators import FAIL, LOSE, MISCOUNT, RUNGS, ScriptedEvaluator, scripted_loss
+
+TEACHER = Architecture(
+    family="llama",
+    num_hidden_layers=4,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    vocab_size=256,
+    tie_word_embeddings=True,
+)
+TTL_S = 30.0
+#: A leaderboard row: all that must not depend on what happened on the way.
+Row = tuple[int, int, str, RunState, float | None]
+
+
+def never() -> bool:
+    return False
+
+
+def submission(
+    *,
+    ratios: Sequence[float] = (0.5,),
+    max_candidates: int = 4,
+    max_parallel: int = 2,
+    deterministic: bool = False,
+    kind: StrategyKind = "tpe",
+) -> NewSearch:
+    request = SearchRequest(
+        teacher=TeacherRequest(model="tiny"),
+        budgets=tuple(BudgetRequest(ratio=ratio) for ratio in ratios),
+        data=DataRequest(train="text"),
+        strategy=StrategyRequest(kind=kind, max_candidates=max_candidates, deterministic=deterministic),
+        limits=LimitsRequest(max_parallel=max_parallel),
+    )
+    count = parameters(TEACHER)
+    return NewSearch(
+        request=request,
+        teacher=TeacherRecord(model="tiny", architecture=TEACHER, parameters=count, config={}),
+        budgets=tuple(Budget.from_request(budget, teacher_parameters=count) for budget in request.budgets),
+        planned=len(ratios) * max_candidates,
+    )
+
+
+def feasible(new: NewSearch) -> list[FeasibleSet]:
+    space = SearchSpace.from_request(TEACHER, new.request.space)
+    return [space.within(budget) for budget in new.budgets]
+
+
+class House:
+    """A database with one search, and drivers that come and go."""
+
+    def __init__(self, url: str, new: NewSearch) -> None:
+        self.clock = ManualClock()
+        self.store = SqlStore(url, clock=self.clock)
+        self.sets = feasible(new)
+        self.id = self.store.create_search(new).id
+
+    @property
+    def search(self) -> SearchRecord:
+        return self.store.get_search(self.id)
+
+    @property
+    def candidates(self) -> Sequence[CandidateRecord]:
+        return self.store.candidates(self.id)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [(c.number, c.budget_index, c.architecture.digest, c.state, c.loss) for c in self.candidates]
+
+    def drive(
+        self,
+        evaluator: ScriptedEvaluator,
+        *,
+        should_stop: Callable[[], bool] = never,
+        store: Store | None = None,
+    ) -> None:
+        """What a driver does: lease, make strategies, run, release when told to stop."""
+        lease = self.store.lease_job("search", owner="driver", ttl_s=TTL_S)
+        assert lease is not None
+        assert lease.subject_id == self.id
+        search = self.search
+        request = search.request.strategy
+        try:
+            run_search(
+                search,
+                lease,
+                store=store or self.store,
+                strategies=[make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
+                evaluator=evaluator,
+                should_stop=should_stop,
+            )
+        except Interrupted:
+            self.store.release(lease)
+            raise
+
+    def outlive_lease(self) -> None:
+        self.clock.advance(TTL_S + 1)
+
+
+@pytest.fixture
+def house(sqlite_url: str) -> Callable[..., House]:
+    def build(**wishes: Any) -> House:
+        return House(sqlite_url, submission(**wishes))
+
+    return build
+
+
+# --- an undisturbed search ------------------------------------------------------------------------------------------
+
+
+def test_every_budget_gets_its_candidates_and_the_search_completes(house: Callable[..., House]) -> None:
+    home = house(ratios=(0.5, 0.7), max_candidates=3)
+    home.drive(ScriptedEvaluator())
+    assert home.search.state is JobState.COMPLETED
+    assert home.search.preparation is not None
+    assert Counter(c.budget_index for c in home.candidates) == {0: 3, 1: 3}
+    assert [c.number for c in home.candidates] == list(range(6))
+    for candidate in home.candidates:
+        assert candidate.loss == pytest.approx(scripted_loss(candidate.architecture))
+        assert home.search.budgets[candidate.budget_index].contains(candidate.parameters)
+        assert [m.tokens for m in candidate.measurements if m.metric == "validation_loss"] == list(RUNGS)
+
+
+def test_all_slots_are_used_and_no_more(house: Callable[..., House]) -> None:
+    evaluator = ScriptedEvaluator(slots=3)
+    house(max_candidates=6).drive(evaluator)
+    assert evaluator.most_at_once == 3
+
+
+def test_budgets_take_turns(house: Callable[..., House]) -> None:
+    home = house(ratios=(0.5, 0.7), max_candidates=3)
+    home.drive(ScriptedEvaluator())
+    assert [c.budget_index for c in home.candidates] == [0, 1, 0, 1, 0, 1]
+
+
+def test_a_budget_with_few_architectures_ends_early_and_the_other_goes_on(house: Callable[..., House]) -> None:
+    home = house(ratios=(0.5, 0.9999), max_candidates=8, kind="exhaustive")
+    few = len(home.sets[1].points)
+    assert few < 8
+    home.drive(ScriptedEvaluator())
+    assert home.search.state is JobState.COMPLETED
+    assert Counter(c.budget_index for c in home.candidates) == {0: 8, 1: few}
+
+
+def test_overlapping_budgets_share_no_architecture(house: Callable[..., House]) -> None:
+    home = house(ratios=(0.5, 0.5), max_candidates=5, deterministic=True, max_parallel=4)
+    home.drive(ScriptedEvaluator())
+    digests = [c.architecture.digest for c in home.candidates]
+    assert len(set(digests)) == len(digests) == 10
+
+
+def test_the_strategy_learns_each_result(house: Callable[..., House]) -> None:
+    """A search whose losses differ proposes other architectures: the results reach the strategy."""
+    first = house(max_candidates=12)
+    first.drive(ScriptedEvaluator(slots=1))
+    second = house(max_candidates=12)
+    contrary = {row[2]: (FAIL,) for row in first.rows[:4]}
+    second.drive(ScriptedEvaluator(slots=1, script=contrary))
+    assert [row[2] for row in first.rows[:4]] == [row[2] for row in second.rows[:4]]
+    assert [row[2] for row in first.rows] != [row[2] for row in second.rows]
+
+
+def test_a_stored_preparation_is_not_made_again(house: Callable[..., House]) -> None:
+    home, evaluator = house(), ScriptedEvaluator()
+    with pytest.raises(Interrupted):
+        home.drive(evaluator, should_stop=after(4))
+    home.drive(evaluator)
+    assert evaluator.prepared == 1
+
+
+# --- what goes wrong with a candidate -------------------------------------------------------------------------------
+
+
+def digests_of(home: House) -> list[str]:
+    """The digests that an undisturbed, exhaustive search proposes, in order."""
+    return [point.digest for point in home.sets[0].points]
+
+
+def test_a_failed_candidate_keeps_its_reason_and_the_rest_goes_on(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    home.drive(ScriptedEvaluator(script={digests_of(home)[1]: (FAIL,)}))
+    assert home.search.state is JobState.COMPLETED
+    states = [(c.state, c.error) for c in home.candidates]
+    assert states[1] == (RunState.FAILED, "the loss is not finite")
+    assert [state for state, _ in states].count(RunState.COMPLETED) == 3
+
+
+def test_a_model_of_another_size_than_counted_fails(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    home.drive(ScriptedEvaluator(script={digests_of(home)[0]: (MISCOUNT,)}))
+    wrong = home.candidates[0]
+    assert wrong.state is RunState.FAILED
+    assert (
+        wrong.error
+        == f"the built model has {wrong.parameters + 1:,} parameters where {wrong.parameters:,} were counted"
+    )
+    assert wrong.result is None
+
+
+def test_a_search_without_any_completed_candidate_fails_with_the_first_reason(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    home.drive(ScriptedEvaluator(script=dict.fromkeys(digests_of(home), (FAIL,))))
+    assert home.search.state is JobState.FAILED
+    assert home.search.error == "no candidate completed: the loss is not finite"
+
+
+def test_a_candidate_whose_worker_died_runs_again_and_counts_once(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    evaluator = ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,) * (MAX_LOSSES - 1)})
+    home.drive(evaluator)
+    unlucky = home.candidates[0]
+    assert unlucky.state is RunState.COMPLETED
+    assert unlucky.attempts == MAX_LOSSES
+    assert len(unlucky.measurements) == 2 * len(RUNGS)
+    assert len({task.seed for task in evaluator.submitted}) == 1
+
+
+def test_a_candidate_that_keeps_killing_its_worker_is_given_up(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    home.drive(ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,) * MAX_LOSSES}))
+    assert home.search.state is JobState.COMPLETED
+    assert home.candidates[0].state is RunState.FAILED
+    assert home.candidates[0].error == f"lost its worker {MAX_LOSSES} times; last: killed"
+
+
+# --- how a search ends early ----------------------------------------------------------------------------------------
+
+
+def after(calls: int) -> Callable[[], bool]:
+    """False that many times, then true."""
+    left = iter(range(calls))
+    return lambda: next(left, None) is None
+
+
+def test_a_teacher_that_turns_out_unusable_fails_the_search(house: Callable[..., House]) -> None:
+    class ShortOfText(ScriptedEvaluator):
+        def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+            raise InsufficientText(expected="at least 100 tokens", got=7)
+
+    home = house()
+    home.drive(ShortOfText())
+    assert home.search.state is JobState.FAILED
+    assert home.search.error == "expected at least 100 tokens, got 7."
+    assert home.candidates == []
+
+
+def test_cancelling_ends_the_runs_and_keeps_what_was_measured(house: Callable[..., House]) -> None:
+    home = house(max_candidates=8)
+
+    def cancel_after_two() -> None:
+        if home.search.progress.completed == 2 and home.search.state is JobState.RUNNING:
+            home.store.cancel_search(home.id)
+
+    evaluator = ScriptedEvaluator(before_poll=cancel_after_two)
+    home.drive(evaluator)
+    assert home.search.state is JobState.CANCELLED
+    states = Counter(c.state for c in home.candidates)
+    assert states[RunState.COMPLETED] >= 2
+    assert set(states) == {RunState.COMPLETED, RunState.CANCELLED}
+    assert evaluator.poll(0) == (), "the evaluator still runs something"
+
+
+def test_a_search_cancelled_while_no_driver_had_it_is_cancelled_by_the_next(house: Callable[..., House]) -> None:
+    home = house()
+    assert home.store.lease_job("search", owner="dies", ttl_s=TTL_S) is not None
+    home.store.cancel_search(home.id)
+    home.outlive_lease()
+    evaluator = ScriptedEvaluator()
+    home.drive(evaluator)
+    assert home.search.state is JobState.CANCELLED
+    assert evaluator.prepared == 0
+
+
+def test_cancelling_interrupts_the_preparation(house: Callable[..., House]) -> None:
+    home = house()
+
+    class Slow(ScriptedEvaluator):
+        def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+            home.store.cancel_search(home.id)
+            return super().prepare(search, should_stop=should_stop)
+
+    home.drive(Slow())
+    assert home.search.state is JobState.CANCELLED
+    assert home.search.preparation is None
+
+
+def test_stopping_leaves_the_search_for_another_driver(house: Callable[..., House]) -> None:
+    home, evaluator = house(), ScriptedEvaluator()
+    with pytest.raises(Interrupted):
+        home.drive(evaluator, should_stop=after(9))
+    assert home.search.state is JobState.QUEUED
+    assert RunState.RUNNING not in {c.state for c in home.candidates}
+    assert evaluator.poll(0) == (), "the evaluator still runs something"
+
+
+def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable[..., House]) -> None:
+    home = house(max_candidates=8)
+    seen: list[list[Row]] = []
+
+    def steal_after_two() -> None:
+        if home.search.progress.completed == 2 and not seen:
+            home.outlive_lease()
+            assert home.store.lease_job("search", owner="thief", ttl_s=TTL_S) is not None
+            seen.append(home.rows)
+
+    evaluator = ScriptedEvaluator(before_poll=steal_after_two)
+    with pytest.raises(LeaseLost):
+        home.drive(evaluator)
+    assert home.rows == seen[0]
+    assert home.search.state is JobState.RUNNING
+    assert evaluator.poll(0) == (), "the evaluator still runs something"
+
+
+# --- interruptions at every point -----------------------------------------------------------------------------------
+
+WRITES = ("save_preparation", "add_candidates", "start_run", "record", "finish_run", "fail_run", "finish_search")
+
+
+class Killed(BaseException):
+    """The driver process is gone; nothing of it runs on."""
+
+
+class FatalStore:
+    """A store whose user is killed at its `at`-th write: just before it, or just after it was committed."""
+
+    def __init__(self, store: Store, *, at: int, committed: bool) -> None:
+        self._store = store
+        self._left = at
+        self._committed = committed
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        return self._guard(method) if name in WRITES else method
+
+    def _guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **options: Any) -> Any:
+            self._left -= 1
+            if self._left < 0 and not self._committed:
+                raise Killed
+            answer = method(*args, **options)
+            if self._left < 0:
+                raise Killed
+            return answer
+
+        return write
+
+
+def drive_until_killed(home: House, evaluator: ScriptedEvaluator, *, at: int, committed: bool) -> bool:
+    """Whether the driver was killed; where not, it came to the search's end."""
+    try:
+        home.drive(evaluator, store=cast(Store, FatalStore(home.store, at=at, committed=committed)))
+    except Killed:
+        home.outlive_lease()
+        return True
+    return False
+
+
+def assert_nothing_lost_or_doubled(home: House, evaluators: Sequence[ScriptedEvaluator]) -> None:
+    candidates = home.candidates
+    assert [c.number for c in candidates] == list(range(home.search.progress.planned))
+    assert len({c.architecture.digest for c in candidates}) == len(candidates)
+    for candidate in candidates:
+        assert candidate.state is RunState.COMPLETED
+        assert len(candidate.measurements) == len(set(candidate.measurements)) == 2 * len(RUNGS)
+        times = sum(task.run_id == candidate.run_id for evaluator in evaluators for task in evaluator.submitted)
+        assert candidate.attempts <= times <= len(evaluators)
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before", "after"])
+def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_same(
+    sqlite_url: str, committed: bool
+) -> None:
+    """Exhaustive over the writes of a search; the second driver has other timing and another number of slots."""
+    new = submission(ratios=(0.5, 0.7), max_candidates=3, deterministic=True, max_parallel=2)
+    undisturbed = House(sqlite_url, new)
+    undisturbed.drive(ScriptedEvaluator(slots=3))
+    for at in range(10_000):
+        home = House(sqlite_url, new)
+        first, second = ScriptedEvaluator(slots=2, seed=at), ScriptedEvaluator(slots=3, seed=at + 1)
+        if not drive_until_killed(home, first, at=at, committed=committed):
+            break
+        if home.search.state.is_final:  # killed after its last write
+            assert home.rows == undisturbed.rows
+            continue
+        finished = {c.run_id for c in home.candidates if c.state.is_final}
+        home.drive(second)
+        assert home.rows == undisturbed.rows
+        assert_nothing_lost_or_doubled(home, [first, second])
+        assert finished.isdisjoint(task.run_id for task in second.submitted)
+    assert at > 30, "the search has more writes than that"
+
+
+@given(kills=st.lists(st.tuples(st.integers(0, 25), st.booleans()), max_size=5), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_however_often_a_driver_dies_nothing_is_lost_or_doubled(
+    sqlite_url: str, kills: list[tuple[int, bool]], seed: int
+) -> None:
+    home = House(sqlite_url, submission(ratios=(0.5, 0.7), max_candidates=3))
+    evaluators = [ScriptedEvaluator(slots=3, seed=seed + step) for step in range(len(kills) + 1)]
+    for evaluator, (at, committed) in zip(evaluators, kills, strict=False):
+        if home.search.state.is_final or not drive_until_killed(home, evaluator, at=at, committed=committed):
+            break
+    if not home.search.state.is_final:
+        home.drive(evaluators[-1])
+    assert home.search.state is JobState.COMPLETED
+    assert_nothing_lost_or_doubled(home, evaluators)
+
+
+@given(stops=st.lists(st.integers(1, 25), max_size=4), slots=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_however_often_a_deterministic_search_is_stopped_its_leaderboard_is_the_same(
+    sqlite_url: str, stops: list[int], slots: int, seed: int
+) -> None:
+    new = submission(max_candidates=9, deterministic=True, max_parallel=3)
+    undisturbed = House(sqlite_url, new)
+    failing = {undisturbed.sets[0].points[0].digest: (FAIL,)}
+    undisturbed.drive(ScriptedEvaluator(slots=3, script=failing))
+    home = House(sqlite_url, new)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            home.drive(ScriptedEvaluator(slots=slots, seed=seed, script=failing), should_stop=after(stop))
+    home.drive(ScriptedEvaluator(slots=slots, seed=seed + 1, script=failing))
+    assert home.rows == undisturbed.rows
+
+
+def test_a_generation_is_final_before_the_next_is_proposed(house: Callable[..., House]) -> None:
+    home = house(max_candidates=6, deterministic=True, max_parallel=3)
+    counts: list[tuple[int, int]] = []
+
+    def look() -> None:
+        progress = home.search.progress
+        counts.append((len(home.candidates), progress.completed))
+
+    home.drive(ScriptedEvaluator(slots=2, before_poll=look))
+    assert {stored for stored, _ in counts} == {3, 6}
+    assert min(completed for stored, completed in counts if stored == 6) == 3

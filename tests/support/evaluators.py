@@ -1,0 +1,130 @@
+"""A scripted `Evaluator`: candidates with known losses, failures on demand, events in an order that tests choose."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from search.architecture import Architecture
+from search.errors import Interrupted
+from search.ports import (
+    EvaluationEvent,
+    EvaluationTask,
+    Evaluator,
+    RunFailed,
+    RunFinished,
+    RunMeasured,
+    RunStarted,
+)
+from search.records import Measurement, Preparation, RunResult, SearchRecord
+
+#: What a candidate's evaluation may come to, besides being completed.
+FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
+
+RUNGS = (0, 50, 100)
+
+
+def scripted_loss(architecture: Architecture) -> float:
+    """A loss in [2, 3) that depends on the architecture alone, and on all of it."""
+    return 2 + int(architecture.digest[:8], 16) / 16**8
+
+
+@dataclass
+class ScriptedEvaluator(Evaluator):
+    """Runs nothing; tells of runs that follow a script, in an order drawn from `seed`.
+
+    `script` maps a candidate's architecture digest to what becomes of each of its attempts, e.g. ``(LOSE, LOSE)``;
+    attempts beyond it complete.
+    """
+
+    slots: int = 2
+    seed: int = 0
+    script: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: Called before each poll, to make things happen in between.
+    before_poll: Callable[[], None] = lambda: None
+    prepared: int = 0
+    #: Every task in the order submitted.
+    submitted: list[EvaluationTask] = field(default_factory=list)
+    most_at_once: int = 0
+    _running: dict[str, Iterator[EvaluationEvent]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+        if should_stop():
+            raise Interrupted("told to stop")
+        self.prepared += 1
+        return make_preparation()
+
+    def start(self, search: SearchRecord) -> int:
+        assert search.preparation is not None
+        return self.slots
+
+    def submit(self, task: EvaluationTask) -> None:
+        assert task.run_id not in self._running
+        assert len(self._running) < self.slots
+        attempt = sum(earlier.run_id == task.run_id for earlier in self.submitted)
+        outcomes = self.script.get(task.architecture.digest, ())
+        self.submitted.append(task)
+        self._running[task.run_id] = _run(task, outcomes[attempt] if attempt < len(outcomes) else None)
+        self.most_at_once = max(self.most_at_once, len(self._running))
+
+    def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
+        self.before_poll()
+        if not self._running:
+            return ()
+        event = next(self._running[self._random.choice(sorted(self._running))])
+        if isinstance(event, RunFinished | RunFailed):
+            del self._running[event.run_id]
+        return (event,)
+
+    def cancel_all(self) -> None:
+        self._running.clear()
+
+    def close(self) -> None:
+        self.cancel_all()
+
+
+def _run(task: EvaluationTask, outcome: str | None) -> Iterator[EvaluationEvent]:
+    run_id = task.run_id
+    yield RunStarted(run_id, "scripted")
+    final = scripted_loss(task.architecture)
+    for tokens in RUNGS[:-1]:
+        yield RunMeasured(run_id, _measured(tokens, final + 1 - tokens / RUNGS[-1]))
+    if outcome == FAIL:
+        yield RunFailed(run_id, "the loss is not finite")
+    elif outcome == LOSE:
+        yield RunFailed(run_id, "killed", lost=True)
+    else:
+        yield RunMeasured(run_id, _measured(RUNGS[-1], final))
+        yield RunFinished(run_id, make_result(task.parameters + (outcome == MISCOUNT)))
+
+
+def _measured(tokens: int, loss: float) -> tuple[Measurement, ...]:
+    return tuple(Measurement(tokens=tokens, metric=metric, value=loss) for metric in ("validation_loss", "test_loss"))
+
+
+def make_preparation() -> Preparation:
+    """A preparation that names no real artifact."""
+    return Preparation(
+        teacher_digest="1" * 64,
+        teacher_parameters=1,
+        data_digest="2" * 64,
+        train_tokens=100,
+        tokens_artifact="3" * 64,
+        importance_artifact="4" * 64,
+        teacher_metrics={"validation_loss": 1.5, "test_loss": 1.5},
+        seconds={"importance": 0.1},
+        environment={"torch": "0"},
+    )
+
+
+def make_result(measured_parameters: int) -> RunResult:
+    """A result that names no real artifact."""
+    return RunResult(
+        measured_parameters=measured_parameters,
+        selection_artifact="5" * 64,
+        checkpoint_artifact="6" * 64,
+        seconds={"train": 0.1},
+        environment={"torch": "0"},
+    )

@@ -5,7 +5,7 @@ Field docstrings become the descriptions in the OpenAPI document.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -21,8 +21,24 @@ MAX_AXIS_VALUES = 1_000_000
 #: Seeds are stored as 32-bit integers.
 MAX_SEED = 2**31 - 1
 
+#: The longest name and the longest tag, in characters.
+MAX_NAME = 200
+MAX_TAG = 100
+
 Basis = Literal["total", "non_embedding"]
 StrategyKind = Literal["tpe", "random", "exhaustive"]
+
+
+def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> None:
+    """Every string below `value` can be written anywhere: NUL is refused by PostgreSQL, lone surrogates by UTF-8."""
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        raise InvalidRequest(expected="Unicode text without NUL", got=value, where=where)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_plain_text(item, (*where, name))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            _require_plain_text(item, (*where, index))
 
 
 def _require(condition: bool, *, expected: str, got: object, where: str, hint: str | None = None) -> None:
@@ -297,6 +313,12 @@ class SearchRequest:
     limits: LimitsRequest = field(default_factory=LimitsRequest)
 
     def __post_init__(self) -> None:
+        _require_plain_text(asdict(self))
+        _require(
+            len(self.name) <= MAX_NAME, expected=f"at most {MAX_NAME} characters", got=len(self.name), where="name"
+        )
+        for tag in self.tags:
+            _require(0 < len(tag) <= MAX_TAG, expected=f"tags of 1 to {MAX_TAG} characters", got=tag, where="tags")
         _require(len(self.budgets) > 0, expected="at least one budget", got=[], where="budgets")
         _require(
             self.distillation.batch_tokens % self.data.sequence_length == 0,

@@ -7,6 +7,8 @@ The `type` and title of a domain error follow from its class: `BudgetUnreachable
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +29,8 @@ from search.errors import (
     InvalidInput,
     NotFound,
 )
+from search.request import SearchRequest
+from search.serialization import adapter
 
 #: The status of each branch of the tree; a class that is not listed has its nearest ancestor's.
 STATUSES: Mapping[type[EspalierError], int] = {
@@ -189,8 +193,8 @@ def _explained(error: Mapping[str, Any]) -> dict[str, Any]:
     match error["type"]:
         case "missing":
             return {"expected": "a value: the field is required", "got": None, "hint": None}
-        case "extra_forbidden":
-            hint = "/docs lists the fields there are."
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            hint = _nearest_field(str(error["loc"][-1]))
             return {"expected": "no field of this name", "got": _json_safe(error["input"]), "hint": hint}
         case "json_invalid":
             reason = error.get("ctx", {}).get("error", "not JSON")
@@ -199,9 +203,24 @@ def _explained(error: Mapping[str, Any]) -> dict[str, Any]:
                 "got": f"{reason} at character {error['loc'][-1]}",
                 "hint": None,
             }
+        case "dataclass_type":
+            return {"expected": "an object", "got": _json_safe(error["input"]), "hint": None}
         case _:
             expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             return {"expected": expected, "got": _json_safe(error["input"]), "hint": None}
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """Every field that a submission may have, at any depth."""
+    schema = adapter(SearchRequest).json_schema()
+    objects = [schema, *schema["$defs"].values()]
+    return frozenset(name for each in objects for name in each.get("properties", ()))
+
+
+def _nearest_field(name: str) -> str:
+    nearest = get_close_matches(name, _fields(), n=1)
+    return f"Did you mean {nearest[0]!r}?" if nearest else "/docs lists the fields there are."
 
 
 def _place(loc: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str | int, ...]:

@@ -33,7 +33,7 @@ IdempotencyHeader = Annotated[
 ]
 
 
-@router.post("", status_code=201, responses=problems(401, 409, 413, 422))
+@router.post("", status_code=201, responses=problems(400, 401, 413, 422))
 def submit_search(
     request: SearchRequest,
     settings: Settings,
@@ -50,7 +50,7 @@ def submit_search(
     return search
 
 
-@router.post("/preview", responses=problems(401, 413, 422))
+@router.post("/preview", responses=problems(400, 401, 413, 422))
 def preview_search(request: SearchRequest, settings: Settings) -> Preview:
     """What a submission would search and cost, at most. Nothing is stored."""
     return preview(_plan(request, settings))

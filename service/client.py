@@ -86,6 +86,10 @@ class BrokenDownload(EspalierError):
     """A checkpoint that did not come whole, or whose archive is not safe to unpack."""
 
 
+class FolderInUse(EspalierError):
+    """What would be written exists already."""
+
+
 class ExportFailed(EspalierError):
     """The checkpoint could not be built."""
 
@@ -244,7 +248,7 @@ class Espalier:
 
     def download_checkpoint(self, candidate_id: str, out: Path) -> Path:
         """Download an exported checkpoint to the file `out`, a tar; it appears there whole or not at all."""
-        with _whole(out) as partial, open(partial, "wb") as file:
+        with whole(out) as partial, open(partial, "wb") as file:
             self._download(_path("candidates", candidate_id, "checkpoint"), file.write)
             file.flush()
             os.fsync(file.fileno())
@@ -255,9 +259,8 @@ class Espalier:
 
         Members that would lie outside the folder, links out of it and devices are refused (`tarfile`'s data filter).
         """
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise BrokenDownload(f"{out} exists already: choose another folder, or remove it")
-        with _whole(out) as partial:
+        require_free(out)
+        with whole(out) as partial:
             partial.mkdir()
             archive = self.download_checkpoint(candidate_id, partial.with_suffix(".tar"))
             try:
@@ -352,9 +355,19 @@ def unpack(archive: Path, folder: Path) -> None:
         raise BrokenDownload(f"the checkpoint's archive cannot be unpacked: {error}") from error
 
 
+def require_free(folder: Path) -> None:
+    """Make sure that `folder` does not exist or is empty.
+
+    Raises:
+        FolderInUse: otherwise.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FolderInUse(f"{folder} exists already: choose another folder, or remove it")
+
+
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A temporary path in `target`'s folder that becomes `target` at the end, or vanishes."""
+def whole(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that becomes `target` at the end, or vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         partial = Path(scratch) / "partial"

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from search.errors import EspalierError
+from sqlalchemy import make_url
+
+from search.errors import DatabaseNotCurrent, EspalierError
 from search.store.sql import SqlStore, migrate
 from service.settings import ServiceSettings
 
@@ -75,17 +77,18 @@ def _broken(what: str, found: str, hint: str) -> Finding:
 
 def _versions() -> Iterator[Finding]:
     yield _ok("python", platform.python_version())
-    yield _ok("espalier-nas", _version("espalier-nas") or "not installed as a package")
-    yield _ok("optuna", _version("optuna") or "missing")
+    yield _ok("espalier-nas", installed_version("espalier-nas") or "not installed as a package")
+    yield _ok("optuna", installed_version("optuna") or "missing")
     for package in _WORKER_PACKAGES:
-        found = _version(package)
+        found = installed_version(package)
         if found:
             yield _ok(package, found)
         else:
             yield _note(package, "not installed", "A driver needs it: pip install 'espalier-nas[workers]'.")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, told without importing it; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -95,17 +98,14 @@ def _version(package: str) -> str | None:
 def _database(settings: ServiceSettings) -> Iterator[Finding]:
     try:
         migrate.require_current(settings.database)
+    except DatabaseNotCurrent as error:
+        found = _note if error.found is None else _broken
+        yield found("database", str(error), "`espalier serve` does so by itself.")
     except EspalierError as error:
-        yield _broken(
-            "database", str(error), "`espalier serve` makes and migrates it, `espalier migrate` does only that."
-        )
+        yield _broken("database", str(error), "Check ESPALIER_HOME and ESPALIER_DATABASE_URL.")
     else:
-        yield _ok("database", f"{_without_password(settings.database)}, schema current")
-
-
-def _without_password(url: str) -> str:
-    scheme, at, rest = url.rpartition("@")
-    return f"{scheme.rpartition(':')[0]}:***@{rest}" if at and scheme.count(":") > 1 else url
+        url = make_url(settings.database).render_as_string(hide_password=True)
+        yield _ok("database", f"{url}, its schema is current")
 
 
 def _drivers(settings: ServiceSettings) -> Iterator[Finding]:

@@ -140,8 +140,3 @@ def _wait_until_healthy(supervisor: Supervisor, url: str) -> bool:
             supervisor.tick()
             time.sleep(0.05)
     return False
-
-
-def settings_from(overrides: Mapping[str, Any]) -> ServiceSettings:
-    """The environment's settings, overridden where a value is given."""
-    return ServiceSettings(**{name: value for name, value in overrides.items() if value is not None})

@@ -1,0 +1,230 @@
+"""The API's answers as tables for people, 100 columns wide."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from service.commands.output import facts, number, quantity, table
+
+Json = Mapping[str, Any]
+
+_AXES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def heads(architecture: Json) -> str:
+    """Query heads and KV heads."""
+    return f"{architecture['num_attention_heads']}/{architecture['num_key_value_heads']}"
+
+
+def _sizes(architecture: Json) -> tuple[object, ...]:
+    return (
+        architecture["num_hidden_layers"],
+        architecture["hidden_size"],
+        architecture["intermediate_size"],
+        heads(architecture),
+    )
+
+
+_SIZE_COLUMNS = ("layers", "hidden", "FFN", "heads")
+
+
+def budget_name(budget: Json) -> str:
+    """A budget and its band."""
+    basis = "" if budget["basis"] == "total" else " without embeddings"
+    return f"{budget['smallest']:,} to {budget['largest']:,} parameters{basis}"
+
+
+def show_searches(searches: Iterable[Json], out: Console) -> None:
+    """A list of searches."""
+    rows = [
+        (
+            search["id"],
+            search["state"],
+            search["request"]["name"],
+            search["teacher"]["model"],
+            ", ".join(quantity(budget["params"]) for budget in search["budgets"]),
+            f"{search['progress']['completed']}/{search['progress']['planned']}",
+            search["created_at"][:16].replace("T", " "),
+        )
+        for search in searches
+    ]
+    if rows:
+        columns = ("search", "state", "name", "teacher", "budgets", "done", "created (UTC)")
+        out.print(table("Searches", columns, rows, left=(1, 2, 3)))
+    else:
+        out.print("No searches. `espalier submit` makes one.")
+
+
+def show_search(search: Json, out: Console) -> None:
+    """One search."""
+    progress, preparation = search["progress"], search["preparation"]
+    counts = ", ".join(
+        f"{progress[state]} {state}"
+        for state in ("pending", "running", "completed", "failed", "cancelled")
+        if progress[state]
+    )
+    out.print(
+        facts(
+            [
+                ("search", search["id"]),
+                ("name", search["request"]["name"] or None),
+                ("state", search["state"]),
+                *([("error", search["error"])] if search["error"] else []),
+                ("teacher", f"{search['teacher']['model']}, {search['teacher']['parameters']:,} parameters"),
+                *(
+                    [("teacher's loss", f"{number(preparation['teacher_metrics'].get('validation_loss'))} nats/token")]
+                    if preparation
+                    else []
+                ),
+                *((f"budget {index}", budget_name(budget)) for index, budget in enumerate(search["budgets"])),
+                ("text", search["request"]["data"]["train"]),
+                ("distillation", f"{search['request']['distillation']['tokens']:,} tokens a candidate"),
+                ("candidates", f"at most {progress['planned']}" + (f": {counts}" if counts else "")),
+                ("created", search["created_at"]),
+                ("started", search["started_at"]),
+                ("finished", search["finished_at"]),
+            ]
+        )
+    )
+
+
+def show_leaderboard(board: Json, title: str, out: Console) -> None:
+    """Ranked candidates, with the teacher above them."""
+    teacher_parameters, teacher_loss = board["teacher_parameters"], board["teacher_loss"]
+    out.print(
+        f"Teacher: {teacher_parameters:,} parameters, validation loss {number(teacher_loss)} nats/token. "
+        f"Search {board['state']}."
+    )
+    rows = [
+        (
+            f"{row['rank'] or '–'}{' *' if row['pareto'] else ''}",
+            row["candidate_id"],
+            f"{row['parameters']:,}",
+            f"{row['parameters'] / teacher_parameters:.1%}",
+            *_sizes(row),
+            number(row["loss_before"], 3),
+            number(row["loss"]),
+            number(row["test_loss"]),
+            *(() if row["state"] == "completed" else (row["state"],)),
+        )
+        for row in board["items"]
+    ]
+    columns: tuple[str, ...] = ("#", "candidate", "params", "of teacher", *_SIZE_COLUMNS, "before", "loss", "test")
+    if any(len(row) > len(columns) for row in rows):
+        columns = (*columns, "state")
+    if not rows:
+        out.print(f"{title}: no candidates yet.")
+        return
+    out.print(table(title, columns, rows, left=(1,)))
+    out.print(
+        "loss: validation, nats/token, after distillation (before: pruned only; test: on text nothing was chosen on). "
+        "*: none has both fewer parameters and a lower loss. heads: query/KV."
+    )
+    if board["total"] > len(rows):
+        out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
+
+
+def show_spec(spec: Json, out: Console) -> None:
+    """What a user takes home."""
+    architecture, teacher, recipe = spec["architecture"], spec["teacher"], spec["recipe"]
+    last = _last_metrics(spec["measurements"])
+    out.print(
+        facts(
+            [
+                ("candidate", f"{spec['candidate_id']} of search {spec['search_id']}"),
+                ("teacher", f"{teacher['model']}, {teacher['parameters']:,} parameters"),
+                (
+                    "parameters",
+                    f"{spec['parameters']:,} ({spec['parameters'] / teacher['parameters']:.1%} of the teacher's), "
+                    f"{spec['non_embedding_parameters']:,} without embeddings",
+                ),
+                ("budget", budget_name(spec["budget"])),
+                *((axis, f"{architecture[axis]:,}") for axis in _AXES),
+                ("head_dim", architecture["head_dim"]),
+                ("layers kept", ", ".join(map(str, spec["selection"]["layers"]))),
+                ("FLOPs a token", quantity(spec["flops_per_token"])),
+                ("KV cache a token", f"{spec['kv_cache_bytes_per_token']:,} bytes"),
+                ("validation loss", _compared("validation_loss", last, teacher["metrics"])),
+                ("test loss", _compared("test_loss", last, teacher["metrics"])),
+                (
+                    "recipe",
+                    f"{recipe['loss']}, {recipe['distillation']['tokens']:,} tokens of {recipe['data']['train']}, "
+                    f"learning rate {recipe['distillation']['learning_rate']:g}",
+                ),
+            ]
+        )
+    )
+
+
+def _last_metrics(measurements: Iterable[Json]) -> dict[str, float]:
+    ordered = sorted(measurements, key=lambda measurement: measurement["tokens"])
+    return {measurement["metric"]: measurement["value"] for measurement in ordered}
+
+
+def _compared(metric: str, student: Json, teacher: Json) -> str:
+    return f"{number(student.get(metric))} nats/token (teacher {number(teacher.get(metric))})"
+
+
+def show_preview(preview: Json, out: Console) -> None:
+    """What a submission would search and cost."""
+    teacher, cost = preview["teacher"], preview["cost"]
+    out.print(
+        facts(
+            [
+                ("teacher", f"{teacher['model']}, {teacher['parameters']:,} parameters"),
+                *((name, _values(values)) for name, values in preview["axes"].items()),
+                ("text", f"{preview['text_bytes']:,} bytes for {preview['tokens_needed']:,} tokens needed"),
+                ("candidates", f"at most {cost['num_candidates']}"),
+                ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),
+                ("compute", f"{quantity(cost['flops'])} FLOPs"),
+                (
+                    "GPU time",
+                    f"{_hours(cost['gpu_hours'])} at {quantity(cost['assumed_flops_per_second'])} FLOP/s "
+                    "(small models reach far less)",
+                ),
+            ]
+        )
+    )
+    for index, budget in enumerate(preview["budgets"]):
+        rows = [
+            (
+                f"{example['parameters']:,}",
+                *_sizes(example["architecture"]),
+                quantity(example["flops_per_token"]),
+                f"{example['kv_cache_bytes_per_token']:,}",
+            )
+            for example in budget["examples"]
+        ]
+        title = (
+            f"Budget {index}: {budget_name(budget['budget'])}; {budget['num_architectures']:,} architectures, "
+            f"{budget['num_proposals']:,} to propose"
+        )
+        out.print()
+        out.print(table(title, ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token"), rows))
+
+
+def _hours(hours: float) -> str:
+    return "less than 0.01 hours" if hours < 0.01 else f"{hours:,.4g} hours"
+
+
+def _values(values: list[int]) -> str:
+    if len(values) > 10:
+        return f"{len(values)} values from {values[0]:,} to {values[-1]:,}"
+    return ", ".join(f"{value:,}" for value in values)
+
+
+def show_families(families: Json, out: Console) -> None:
+    """The supported model families."""
+    rows = [
+        (family["model_type"], axis["name"], "yes" if axis["prunable"] else "no", axis["description"])
+        for family in families["items"]
+        for axis in family["axes"]
+    ]
+    out.print(table("Model families", ("family", "axis", "prunable", "what"), rows, left=(1, 2, 3)))

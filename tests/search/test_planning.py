@@ -1,0 +1,214 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.counting import count, flops_per_token, parameters
+from search.errors import (
+    BudgetUnreachable,
+    ForbiddenSource,
+    InsufficientText,
+    InvalidInput,
+    InvalidRequest,
+    SourceNotFound,
+    UnknownAttribute,
+    UnsupportedFamily,
+)
+from search.planning import (
+    ASSUMED_FLOPS_PER_SECOND,
+    Plan,
+    Preview,
+    estimate_cost,
+    feasible_sets,
+    plan,
+    preview,
+)
+from search.records import JobState, Progress, SearchRecord
+from search.request import SearchRequest
+from search.serialization import from_json, to_json
+from tests.support.files import ARCHITECTURE, CONFIG, write_model
+
+#: Tokens: 8 x (2 + 4 + 2) of calibration and held-out windows, 64 of distillation.
+BODY: dict[str, Any] = {
+    "teacher": {"model": "small"},
+    "budgets": [{"ratio": 0.5}, {"ratio": 0.8}],
+    "data": {
+        "train": "text.txt",
+        "sequence_length": 8,
+        "calibration_samples": 2,
+        "validation_samples": 4,
+        "test_samples": 2,
+    },
+    "distillation": {"tokens": 64, "batch_tokens": 16},
+    "strategy": {"max_candidates": 6, "rungs": [0.5, 1.0]},
+}
+TOKENS_NEEDED = 128
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    write_model(tmp_path / "small")
+    (tmp_path / "text.txt").write_text("x" * TOKENS_NEEDED)
+    return tmp_path
+
+
+def make_plan(roots: Path, **changes: Any) -> Plan:
+    return plan(from_json(SearchRequest, BODY | changes), model_roots=[roots], data_roots=[roots])
+
+
+def test_a_plan_holds_what_the_store_and_the_driver_need(roots: Path) -> None:
+    planned = make_plan(roots)
+    new = planned.new_search
+    assert new.teacher.architecture == ARCHITECTURE
+    assert new.teacher.parameters == parameters(ARCHITECTURE)
+    assert new.teacher.config == CONFIG
+    assert [budget.params for budget in new.budgets] == [
+        parameters(ARCHITECTURE) // 2,
+        parameters(ARCHITECTURE) * 8 // 10,
+    ]
+    assert new.planned == 12
+    assert [feasible.budget for feasible in planned.feasible] == list(new.budgets)
+
+
+def test_a_ratio_is_of_the_same_basis_as_its_budget(roots: Path) -> None:
+    planned = make_plan(roots, budgets=[{"ratio": 0.5, "basis": "non_embedding"}])
+    assert planned.new_search.budgets[0].params == count(ARCHITECTURE, "non_embedding") // 2
+
+
+def test_no_more_candidates_are_planned_than_can_be_proposed(roots: Path) -> None:
+    planned = make_plan(roots, strategy={"max_candidates": 10**30})
+    assert planned.new_search.planned == sum(len(feasible.points) for feasible in planned.feasible)
+
+
+def test_a_stored_search_has_the_feasible_sets_of_its_submission(roots: Path) -> None:
+    planned = make_plan(roots)
+    new = planned.new_search
+    record = SearchRecord(
+        id="s-1",
+        state=JobState.QUEUED,
+        request=new.request,
+        teacher=new.teacher,
+        budgets=new.budgets,
+        progress=Progress(planned=new.planned),
+        created_at=None,  # type: ignore[arg-type]  # not looked at
+    )
+    assert feasible_sets(record) == planned.feasible
+
+
+# --- what is refused, and where
+
+
+def refused(roots: Path, kind: type[InvalidInput], where: str, **changes: Any) -> InvalidInput:
+    with pytest.raises(kind) as caught:
+        make_plan(roots, **changes)
+    assert type(caught.value) is kind
+    assert caught.value.location == where
+    return caught.value
+
+
+def test_an_unknown_teacher_is_refused_at_its_place(roots: Path) -> None:
+    refused(roots, SourceNotFound, "teacher.model", teacher={"model": "absent"})
+
+
+def test_a_text_outside_the_roots_is_refused_at_its_place(roots: Path) -> None:
+    refused(roots, ForbiddenSource, "data.train", data=BODY["data"] | {"train": "../text.txt"})
+
+
+def test_an_unsupported_family_is_refused_with_those_supported(roots: Path) -> None:
+    write_model(roots / "gpt", model_type="gpt2")
+    error = refused(roots, UnsupportedFamily, "teacher.config.model_type", teacher={"model": "gpt"})
+    assert "llama" in error.expected
+
+
+def test_an_attribute_that_the_family_does_not_understand_is_refused_unless_vouched_for(roots: Path) -> None:
+    write_model(roots / "odd", logit_softcapping=30.0)
+    refused(roots, UnknownAttribute, "teacher.config.logit_softcapping", teacher={"model": "odd"})
+    vouched = {"model": "odd", "ignore_attributes": ["logit_softcapping"]}
+    assert make_plan(roots, teacher=vouched).new_search.teacher.config["logit_softcapping"] == 30.0
+
+
+def test_a_budget_above_the_teacher_is_refused(roots: Path) -> None:
+    budgets = [{"ratio": 0.5}, {"params": parameters(ARCHITECTURE) + 1}]
+    refused(roots, InvalidRequest, "budgets[1].params", budgets=budgets)
+
+
+def test_a_budget_of_absurd_size_is_refused_like_any_other(roots: Path) -> None:
+    refused(roots, InvalidRequest, "budgets[0].params", budgets=[{"params": 10**400}])
+
+
+def test_a_budget_that_nothing_reaches_is_refused_with_what_is_reached(roots: Path) -> None:
+    error = refused(roots, BudgetUnreachable, "budgets[1]", budgets=[{"ratio": 0.5}, {"params": 100}])
+    assert error.details["smallest"] > 100
+    assert error.details["largest"] == parameters(ARCHITECTURE)
+    assert error.details["nearest"]["above"]["parameters"] == error.details["smallest"]
+
+
+def test_an_axis_above_the_teachers_is_refused(roots: Path) -> None:
+    refused(roots, InvalidRequest, "space.hidden_size", space={"hidden_size": [32, 128]})
+
+
+def test_a_sequence_longer_than_the_teacher_reads_is_refused(roots: Path) -> None:
+    data = BODY["data"] | {"sequence_length": 1024}
+    distillation = {"tokens": 2048, "batch_tokens": 1024}
+    refused(roots, InvalidRequest, "data.sequence_length", data=data, distillation=distillation)
+
+
+def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:
+    (roots / "text.txt").write_text("x" * (TOKENS_NEEDED - 1))
+    error = refused(roots, InsufficientText, "data.train")
+    assert error.details == {"bytes": TOKENS_NEEDED - 1, "tokens_needed": TOKENS_NEEDED}
+
+
+# --- the preview
+
+
+def test_a_preview_says_what_each_budget_holds(roots: Path) -> None:
+    planned = make_plan(roots)
+    shown = preview(planned)
+    assert shown.axes == planned.space.axes
+    for budget, feasible in zip(shown.budgets, planned.feasible, strict=True):
+        assert budget.num_architectures == feasible.num_architectures
+        assert budget.num_proposals == len(feasible.points)
+        assert budget.num_candidates == 6
+        assert 2 <= len(budget.examples) <= 5
+        assert budget.examples[0].architecture == feasible.points[0]
+        assert all(feasible.budget.contains(example.parameters) for example in budget.examples)
+        assert all(example.parameters == parameters(example.architecture) for example in budget.examples)
+
+
+def test_the_cost_is_what_its_description_says(roots: Path) -> None:
+    """One feasible architecture, so that the mean over them is no approximation."""
+    fixed = {
+        "num_hidden_layers": [4],
+        "hidden_size": [64],
+        "num_attention_heads": [8],
+        "num_key_value_heads": [4],
+        "intermediate_size": [64],
+    }
+    student = ARCHITECTURE.with_axes(intermediate_size=64)
+    planned = make_plan(roots, space=fixed, budgets=[{"params": parameters(student)}])
+    cost = estimate_cost(planned)
+    student_flops = flops_per_token(student, sequence_length=8)
+    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    assert cost.num_candidates == 1
+    assert cost.distillation_tokens == 64
+    assert cost.evaluation_tokens == 8 * (3 * 4 + 2)  # before and at two rungs; the test windows once
+    assert cost.calibration_tokens == 16
+    assert cost.flops == (
+        64 * (3 * student_flops + teacher_flops)
+        + cost.evaluation_tokens * (student_flops + teacher_flops)
+        + 16 * teacher_flops
+    )
+    assert cost.gpu_hours == pytest.approx(cost.flops / ASSUMED_FLOPS_PER_SECOND / 3600)
+
+
+def test_the_cost_grows_with_the_candidates(roots: Path) -> None:
+    few = estimate_cost(make_plan(roots, strategy=BODY["strategy"] | {"max_candidates": 2}))
+    many = estimate_cost(make_plan(roots, strategy=BODY["strategy"] | {"max_candidates": 4}))
+    assert many.distillation_tokens == 2 * few.distillation_tokens
+    assert many.flops > 1.9 * few.flops
+
+
+def test_a_preview_survives_json(roots: Path) -> None:
+    shown = preview(make_plan(roots))
+    assert from_json(Preview, to_json(shown)) == shown

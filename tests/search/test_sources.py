@@ -1,0 +1,277 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
+from search.sources import resolve_teacher, resolve_text
+from tests.support.files import CONFIG, write_index, write_model
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    return root
+
+
+# --- teachers
+
+
+def test_a_teacher_is_found_by_its_path_below_a_root(root: Path) -> None:
+    path = write_model(root / "org" / "small")
+    source = resolve_teacher("org/small", [root])
+    assert source.path == path
+    assert source.config == CONFIG
+    assert source.weight_files == (path / "model.safetensors",)
+
+
+def test_the_first_root_that_holds_a_teacher_wins(tmp_path: Path) -> None:
+    write_model(tmp_path / "b" / "small", vocab_size=2)
+    write_model(tmp_path / "c" / "small", vocab_size=3)
+    (tmp_path / "a").mkdir()
+    source = resolve_teacher("small", [tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert source.config["vocab_size"] == 2
+
+
+def test_an_absolute_path_below_a_root_is_accepted(root: Path) -> None:
+    path = write_model(root / "small")
+    assert resolve_teacher(str(path), [root]).path == path
+
+
+def test_a_root_may_itself_be_a_link(root: Path, tmp_path: Path) -> None:
+    write_model(root / "small")
+    (tmp_path / "link").symlink_to(root)
+    assert resolve_teacher("small", [tmp_path / "link"]).path == tmp_path / "link" / "small"
+
+
+def test_a_root_may_itself_be_a_model_directory(root: Path) -> None:
+    write_model(root)
+    assert resolve_teacher(".", [root]).config == CONFIG
+
+
+@pytest.mark.parametrize("name", ["../secret", "small/../../secret", "small/..", "a\0b"])
+def test_a_path_that_climbs_is_refused(name: str, root: Path) -> None:
+    write_model(root / "small")
+    write_model(root.parent / "secret")
+    with pytest.raises(ForbiddenSource):
+        resolve_teacher(name, [root])
+
+
+def test_an_absolute_path_outside_the_roots_is_refused(root: Path, tmp_path: Path) -> None:
+    secret = write_model(tmp_path / "secret")
+    with pytest.raises(ForbiddenSource, match="below a configured root"):
+        resolve_teacher(str(secret), [root])
+
+
+def test_a_root_is_no_prefix_of_a_longer_name(root: Path) -> None:
+    sibling = write_model(root.with_name("root-and-more") / "small")
+    with pytest.raises(ForbiddenSource):
+        resolve_teacher(str(sibling), [root])
+
+
+def test_a_linked_directory_is_refused_even_where_it_leads_back_inside(root: Path) -> None:
+    write_model(root / "small")
+    (root / "alias").symlink_to(root / "small")
+    with pytest.raises(ForbiddenSource, match="'alias' is a link"):
+        resolve_teacher("alias", [root])
+
+
+def test_a_linked_parent_directory_is_refused(root: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "elsewhere" / "small")
+    (root / "org").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ForbiddenSource, match="'org' is a link"):
+        resolve_teacher("org/small", [root])
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_linked_file_is_refused(file: str, root: Path, tmp_path: Path) -> None:
+    path = write_model(root / "small")
+    (tmp_path / "real").write_text("{}")
+    (path / file).unlink(missing_ok=True)
+    (path / file).symlink_to(tmp_path / "real")
+    with pytest.raises(ForbiddenSource, match=file):
+        resolve_teacher("small", [root])
+
+
+def test_a_missing_teacher_is_answered_with_what_there_is(root: Path) -> None:
+    write_model(root / "small")
+    write_model(root / "org" / "large")
+    with pytest.raises(SourceNotFound) as caught:
+        resolve_teacher("smal", [root])
+    assert caught.value.hint == "The server offers: org/large, small."
+
+
+def test_messages_never_show_the_servers_own_paths(root: Path) -> None:
+    write_model(root / "broken")
+    (root / "broken" / "tokenizer.json").unlink()
+    write_model(root / "pickled", weights="pytorch_model.bin")
+    (root / "alias").symlink_to(root / "broken")
+    for name in ("absent", "broken", "pickled", "alias", "../x"):
+        with pytest.raises((SourceNotFound, UnusableTeacher, ForbiddenSource)) as caught:
+            resolve_teacher(name, [root])
+        assert str(root) not in str(caught.value)
+        assert str(root) not in str(caught.value.details)
+
+
+def test_without_roots_there_is_nothing(root: Path) -> None:
+    with pytest.raises(SourceNotFound, match="hold none"):
+        resolve_teacher("small", [])
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "small/config.json", "small/config.json/deeper", "\udcff"])
+def test_a_name_of_no_directory_is_not_found(name: str, root: Path) -> None:
+    write_model(root / "small")
+    with pytest.raises(SourceNotFound):
+        resolve_teacher(name, [root])
+
+
+@pytest.mark.parametrize("weights", ["pytorch_model.bin", "model.pt", "weights.pkl", "consolidated.00.pth"])
+def test_pickled_weights_are_refused_by_name(weights: str, root: Path) -> None:
+    write_model(root / "small", weights=weights)
+    with pytest.raises(ForbiddenSource, match="safetensors") as caught:
+        resolve_teacher("small", [root])
+    assert caught.value.details == {"files": [weights]}
+
+
+def test_pickled_weights_beside_safetensors_are_left_alone(root: Path) -> None:
+    path = write_model(root / "small")
+    (path / "pytorch_model.bin").write_bytes(b"")
+    assert resolve_teacher("small", [root]).weight_files == (path / "model.safetensors",)
+
+
+def test_a_teacher_without_weights_is_unusable(root: Path) -> None:
+    write_model(root / "small", weights=None)
+    with pytest.raises(UnusableTeacher, match=r"model\.safetensors"):
+        resolve_teacher("small", [root])
+
+
+def test_every_shard_of_an_index_is_taken_once(root: Path) -> None:
+    path = write_model(root / "small", weights="model-00001-of-00002.safetensors")
+    (path / "model-00002-of-00002.safetensors").write_bytes(b"")
+    write_index(path, *["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"] * 2)
+    assert [file.name for file in resolve_teacher("small", [root]).weight_files] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
+
+
+def test_a_missing_shard_is_named(root: Path) -> None:
+    path = write_model(root / "small", weights="model-00001-of-00002.safetensors")
+    write_index(path, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    with pytest.raises(UnusableTeacher, match="model-00002-of-00002") as caught:
+        resolve_teacher("small", [root])
+    assert caught.value.details == {"missing": ["model-00002-of-00002.safetensors"]}
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/secret.safetensors", "shard.bin", "sub/x.safetensors"])
+def test_an_index_cannot_point_elsewhere(shard: str, root: Path) -> None:
+    write_index(write_model(root / "small", weights=None), shard)
+    with pytest.raises(ForbiddenSource, match="plain names"):
+        resolve_teacher("small", [root])
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "{"])
+def test_a_broken_index_is_unusable(index: str, root: Path) -> None:
+    path = write_model(root / "small", weights=None)
+    (path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UnusableTeacher):
+        resolve_teacher("small", [root])
+
+
+@pytest.mark.parametrize("config", [b"[1]", b"{", b"\xff\xfe", b"", b'"llama"'])
+def test_a_config_that_is_no_json_object_is_unusable(config: bytes, root: Path) -> None:
+    (write_model(root / "small") / "config.json").write_bytes(config)
+    with pytest.raises(UnusableTeacher, match=r"config\.json"):
+        resolve_teacher("small", [root])
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(file: str, root: Path) -> None:
+    (write_model(root / "small") / file).unlink()
+    with pytest.raises(UnusableTeacher, match=file):
+        resolve_teacher("small", [root])
+
+
+def test_a_pipe_in_place_of_the_config_does_not_block(root: Path) -> None:
+    path = write_model(root / "small")
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+    with pytest.raises(UnusableTeacher):
+        resolve_teacher("small", [root])
+
+
+# --- texts
+
+
+def test_a_text_may_be_one_file(root: Path) -> None:
+    (root / "a.txt").write_text("häh")
+    source = resolve_text("a.txt", [root])
+    assert source.files == (root / "a.txt",)
+    assert source.num_bytes == 4
+
+
+def test_a_directory_is_all_its_texts_in_the_order_of_their_paths(root: Path) -> None:
+    for name in ("corpus/b.txt", "corpus/a/z.jsonl", "corpus/a.txt", "corpus/README.md", "other.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("text")
+    source = resolve_text("corpus", [root])
+    assert [file.relative_to(root).as_posix() for file in source.files] == [
+        "corpus/a.txt",
+        "corpus/a/z.jsonl",
+        "corpus/b.txt",
+    ]
+    assert source.num_bytes == 12
+
+
+def test_a_missing_text_is_answered_with_what_there_is(root: Path) -> None:
+    (root / "corpus").mkdir()
+    (root / "corpus" / "a.txt").write_text("text")
+    (root / "pictures").mkdir()
+    with pytest.raises(SourceNotFound) as caught:
+        resolve_text("corpsu", [root])
+    assert caught.value.hint == "The server offers: corpus."
+
+
+def test_a_directory_without_text_is_not_found(root: Path) -> None:
+    (root / "empty").mkdir()
+    with pytest.raises(SourceNotFound, match=r"\.txt or \.jsonl"):
+        resolve_text("empty", [root])
+
+
+def test_a_file_of_another_kind_is_refused(root: Path) -> None:
+    (root / "a.parquet").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match=r"\.txt or \.jsonl"):
+        resolve_text("a.parquet", [root])
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "corpus/../../secret.txt", "/etc/passwd", "a\0.txt"])
+def test_a_text_outside_the_roots_is_refused(name: str, root: Path) -> None:
+    (root.parent / "secret.txt").write_text("secret")
+    with pytest.raises(ForbiddenSource):
+        resolve_text(name, [root])
+
+
+def test_a_linked_text_is_refused_wherever_it_lies(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "corpus" / "deep").mkdir(parents=True)
+    (root / "corpus" / "a.txt").write_text("text")
+    (root / "corpus" / "deep" / "b.txt").symlink_to(tmp_path / "secret.txt")
+    for name in ("corpus", "corpus/deep/b.txt"):
+        with pytest.raises(ForbiddenSource, match="is a link"):
+            resolve_text(name, [root])
+
+
+def test_a_linked_folder_in_a_text_directory_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (root / "corpus").mkdir()
+    (root / "corpus" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ForbiddenSource, match="'more' is a link"):
+        resolve_text("corpus", [root])
+
+
+@pytest.mark.data
+def test_the_real_model_and_corpora_are_accepted(data_dir: Path) -> None:
+    teacher = resolve_teacher("stories260K", [data_dir / "models"])
+    assert [file.name for file in teacher.weight_files] == ["model.safetensors"]
+    assert len(resolve_text("tinystories", [data_dir / "corpora"]).files) == 3

@@ -1,0 +1,155 @@
+"""What every `Strategy` promises. Subclass `StrategyContract`, say how to make one, and pytest runs it all."""
+
+from abc import ABC, abstractmethod
+
+import pytest
+
+from search.architecture import Architecture
+from search.budget import Budget
+from search.counting import parameters
+from search.ports import Observation, Strategy
+from search.records import RunState
+from search.request import BudgetRequest, SpaceRequest
+from search.space import FeasibleSet, SearchSpace
+from tests.support.architectures import llama
+
+
+def feasible_set(*, ratio: float = 0.5, space: SpaceRequest | None = None) -> FeasibleSet:
+    """What lies inside a budget of a tiny teacher: dozens of points, unless `space` says otherwise."""
+    teacher = llama(num_hidden_layers=6, hidden_size=64, intermediate_size=128)
+    budget = Budget.from_request(BudgetRequest(ratio=ratio), teacher_parameters=parameters(teacher))
+    return SearchSpace.from_request(teacher, space or SpaceRequest()).within(budget)
+
+
+def loss_of(architecture: Architecture) -> float:
+    """A made-up loss that wants deep and narrow models: a corner, where a sampler that has not learnt rarely looks."""
+    return 2.0 + (architecture.num_hidden_layers - 6) ** 2 + (architecture.hidden_size / 8 - 4) ** 2
+
+
+class Session:
+    """Drives a strategy as the loop does: ask, observe at once, observe again when the run has ended."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.observed: dict[int, Observation] = {}
+
+    @property
+    def taken(self) -> set[str]:
+        return {observation.architecture.digest for observation in self.observed.values()}
+
+    def ask(self) -> Architecture | None:
+        number = len(self.observed)
+        architecture = self.strategy.ask(number, taken=self.taken)
+        if architecture is not None:
+            self.observe(Observation(number=number, architecture=architecture, state=RunState.PENDING))
+        return architecture
+
+    def end(self, number: int, state: RunState = RunState.COMPLETED) -> None:
+        architecture = self.observed[number].architecture
+        loss = loss_of(architecture) if state is RunState.COMPLETED else None
+        self.observe(Observation(number=number, architecture=architecture, state=state, loss=loss))
+
+    def observe(self, observation: Observation) -> None:
+        self.observed[observation.number] = observation
+        self.strategy.observe(observation)
+
+    def restarted(self, strategy: Strategy) -> "Session":
+        """The same session on a new strategy that was told what is known, in the order of the numbers."""
+        session = Session(strategy)
+        for _, observation in sorted(self.observed.items()):
+            session.observe(observation)
+        return session
+
+    def run(self, count: int) -> list[Architecture]:
+        """Ask and complete `count` candidates, one after the other."""
+        asked = []
+        for _ in range(count):
+            architecture = self.ask()
+            assert architecture is not None
+            asked.append(architecture)
+            self.end(len(self.observed) - 1)
+        return asked
+
+
+class StrategyContract(ABC):
+    @abstractmethod
+    def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
+        """A fresh strategy of the kind under test."""
+
+    def session(self, feasible: FeasibleSet | None = None, *, seed: int = 0) -> Session:
+        return Session(self.make(feasible or feasible_set(), seed=seed))
+
+    def test_it_proposes_every_point_once_and_then_nothing(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        asked = session.run(len(feasible.points))
+        assert len(set(asked)) == len(asked)
+        assert set(asked) == set(feasible.points)
+        assert session.ask() is None
+
+    def test_it_never_proposes_what_is_taken(self) -> None:
+        feasible = feasible_set()
+        left = feasible.points[3]
+        taken = {point.digest for point in feasible.points if point != left} | {"of another budget"}
+        assert self.make(feasible).ask(0, taken=taken) == left
+
+    def test_a_rebuilt_strategy_continues_as_the_old_one_would_have(self) -> None:
+        straight = self.session()
+        expected = straight.run(12)
+        feasible = feasible_set()
+        interrupted = self.session(feasible)
+        asked = []
+        for _ in range(12):
+            interrupted = interrupted.restarted(self.make(feasible))
+            asked += interrupted.run(1)
+        assert asked == expected
+
+    def test_a_rebuilt_strategy_agrees_in_the_middle_of_a_generation(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        session.run(8)
+        session.ask()
+        session.ask()
+        session.end(8, RunState.FAILED)
+        again = session.restarted(self.make(feasible))
+        assert again.ask() == session.ask()
+
+    def test_a_later_observation_replaces_the_earlier(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        session.run(8)
+        detour = session.restarted(self.make(feasible))
+        for number in (2, 5):
+            architecture = session.observed[number].architecture
+            detour.observe(
+                Observation(number=number, architecture=architecture, state=RunState.COMPLETED, loss=1e9 * number)
+            )
+            detour.observe(Observation(number=number, architecture=architecture, state=RunState.RUNNING))
+            detour.end(number)
+        assert detour.run(4) == session.run(4)
+
+    @pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED])
+    def test_it_goes_on_when_every_candidate_ends_without_a_result(self, state: RunState) -> None:
+        session = self.session()
+        for number in range(12):
+            assert session.ask() is not None
+            session.end(number, state)
+        assert len(session.taken) == 12
+
+    def test_candidates_can_be_asked_for_while_others_run(self) -> None:
+        session = self.session()
+        for number in range(16):
+            assert session.ask() is not None
+            if number >= 4:
+                session.end(number - 4)
+        assert len(session.taken) == 16
+
+    def test_a_single_point_is_proposed(self) -> None:
+        point = feasible_set().points[0]
+        only = {axis: (value,) for axis, value in point.axes.items()}
+        session = self.session(feasible_set(space=SpaceRequest(**only)))
+        assert session.ask() == point
+        assert session.ask() is None
+
+    def test_the_same_seed_proposes_the_same(self) -> None:
+        assert self.session(seed=3).run(10) == self.session(seed=3).run(10)

@@ -1,0 +1,28 @@
+"""`search.strategies`: the registry."""
+
+from typing import get_args
+
+import pytest
+
+from search.request import StrategyKind, StrategyRequest
+from search.strategies import STRATEGIES, make_strategy
+from tests.contracts.strategy import feasible_set
+
+
+def test_every_kind_that_can_be_asked_for_can_be_made() -> None:
+    assert set(STRATEGIES) == set(get_args(StrategyKind))
+
+
+@pytest.mark.parametrize("kind", get_args(StrategyKind))
+def test_a_request_makes_its_strategy(kind: StrategyKind) -> None:
+    feasible = feasible_set()
+    strategy = make_strategy(StrategyRequest(kind=kind), feasible, seed=1)
+    assert kind in type(strategy).__module__ + type(strategy).__name__.lower()
+    assert strategy.ask(0, taken=()) in feasible.points
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_the_seed_reaches_the_strategy(kind: StrategyKind) -> None:
+    feasible = feasible_set()
+    strategies = [make_strategy(StrategyRequest(kind=kind), feasible, seed=seed) for seed in range(5)]
+    assert len({strategy.ask(0, taken=()) for strategy in strategies}) > 1

@@ -32,7 +32,17 @@ from typing import Any
 
 
 class EspalierError(Exception):
-    """Base of the tree."""
+    """Base of the tree. Travels between processes whole, whatever its constructor takes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[EspalierError], args: tuple[Any, ...], state: dict[str, Any]) -> EspalierError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInput(EspalierError, ValueError):

@@ -15,9 +15,6 @@ from search.errors import InvalidRequest
 #: Pydantic's settings for every class here: unknown fields and infinite numbers are refused, docstrings are published.
 _SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
 
-#: The most values that an axis may be given: more than any model is wide, few enough to be enumerated.
-MAX_AXIS_VALUES = 1_000_000
-
 #: Seeds are stored as 32-bit integers.
 MAX_SEED = 2**31 - 1
 

@@ -1,0 +1,164 @@
+"""`search.request`: what is refused where, and the round trip through JSON."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from search.errors import InvalidRequest
+from search.request import (
+    MAX_SEED,
+    BudgetRequest,
+    DataRequest,
+    DistillationRequest,
+    LimitsRequest,
+    Range,
+    SearchRequest,
+    SpaceRequest,
+    StrategyRequest,
+    TeacherRequest,
+    Tolerance,
+)
+from search.serialization import canonical_json, from_json, to_json
+
+#: The smallest submission.
+SMALLEST: dict[str, Any] = {
+    "teacher": {"model": "stories260K"},
+    "budgets": [{"ratio": 0.5}],
+    "data": {"train": "tinystories"},
+}
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> SearchRequest:
+    fraction = st.floats(0.01, 0.99)
+    axis = st.none() | st.lists(st.integers(1, 64), min_size=1, max_size=4).map(tuple)
+    window = draw(st.integers(2, 64))
+    batch = window * draw(st.integers(1, 8))
+    return SearchRequest(
+        teacher=TeacherRequest(model=draw(st.sampled_from(["a", "b/c"])), ignore_attributes=("x",)),
+        budgets=(
+            BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
+            BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
+        ),
+        data=DataRequest(train="t", sequence_length=window),
+        name=draw(st.text("abc é", max_size=9)),
+        tags=("one", "two"),
+        space=SpaceRequest(hidden_size=draw(axis), intermediate_size=Range(min=8, max=64, multiple_of=8)),
+        distillation=DistillationRequest(tokens=batch * draw(st.integers(1, 9)), batch_tokens=batch),
+        strategy=StrategyRequest(kind="random", seed=draw(st.integers(0, MAX_SEED)), rungs=(draw(fraction), 1.0)),
+    )
+
+
+@given(requests())
+def test_json_brings_back_the_same_request(request: SearchRequest) -> None:
+    again = from_json(SearchRequest, to_json(request))
+    assert again == request
+    assert canonical_json(again) == canonical_json(request)
+
+
+def test_the_smallest_submission_gets_defaults() -> None:
+    request = from_json(SearchRequest, SMALLEST)
+    assert request.strategy == StrategyRequest()
+    assert request.distillation.steps == 400
+    assert request.tokens_needed == (128 + 256 + 128) * 256 + 819_200
+
+
+@pytest.mark.parametrize("where", [(), ("teacher",), ("budgets", 0), ("data",)])
+def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, ...]) -> None:
+    document: Any = from_json(SearchRequest, SMALLEST)
+    document = to_json(document)
+    place = document
+    for part in where:
+        place = place[part]
+    place["colour"] = "green"
+    with pytest.raises(ValidationError, match="colour"):
+        from_json(SearchRequest, document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "where"),
+    [
+        (TeacherRequest, {"model": ""}, "model"),
+        (BudgetRequest, {}, "params"),
+        (BudgetRequest, {"params": 5, "ratio": 0.5}, "params"),
+        (BudgetRequest, {"params": 0}, "params"),
+        (BudgetRequest, {"ratio": 0.0}, "ratio"),
+        (BudgetRequest, {"ratio": 1.01}, "ratio"),
+        (BudgetRequest, {"ratio": 0.5, "tolerance": 0.0}, "tolerance"),
+        (BudgetRequest, {"ratio": 0.5, "tolerance": -0.1}, "tolerance"),
+        (BudgetRequest, {"ratio": 0.5, "tolerance": 1.0}, "tolerance"),
+        (Tolerance, {"below": 0.0}, "below"),
+        (Tolerance, {"above": -0.1}, "above"),
+        (Range, {"min": 0, "max": 4}, "min"),
+        (Range, {"min": 1, "max": 4, "multiple_of": 0}, "multiple_of"),
+        (Range, {"min": 5, "max": 7, "multiple_of": 4}, "max"),
+        (SpaceRequest, {"hidden_size": ()}, "hidden_size"),
+        (SpaceRequest, {"num_attention_heads": (4, 0)}, "num_attention_heads"),
+        (DataRequest, {"train": ""}, "train"),
+        (DataRequest, {"train": "t", "document_separator": ""}, "document_separator"),
+        (DataRequest, {"train": "t", "sequence_length": 1}, "sequence_length"),
+        (DataRequest, {"train": "t", "validation_samples": 0}, "validation_samples"),
+        (DistillationRequest, {"learning_rate": 0.0}, "learning_rate"),
+        (DistillationRequest, {"warmup_steps": -1}, "warmup_steps"),
+        (DistillationRequest, {"final_learning_rate_ratio": 1.5}, "final_learning_rate_ratio"),
+        (DistillationRequest, {"tokens": 1_000, "batch_tokens": 300}, "tokens"),
+        (StrategyRequest, {"max_candidates": 0}, "max_candidates"),
+        (StrategyRequest, {"seed": -1}, "seed"),
+        (StrategyRequest, {"seed": MAX_SEED + 1}, "seed"),
+        (StrategyRequest, {"rungs": ()}, "rungs"),
+        (StrategyRequest, {"rungs": (0.5,)}, "rungs"),
+        (StrategyRequest, {"rungs": (0.5, 0.5, 1.0)}, "rungs"),
+        (StrategyRequest, {"rungs": (0.0, 1.0)}, "rungs"),
+        (LimitsRequest, {"max_parallel": 0}, "max_parallel"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(kind: type[Any], fields: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        kind(**fields)
+    assert refused.value.location == where
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises((ValidationError, InvalidRequest)):
+        from_json(SearchRequest, SMALLEST | {"distillation": {"learning_rate": value}})
+
+
+@pytest.mark.parametrize("budgets", [[]])
+def test_a_search_has_a_budget(budgets: list[Any]) -> None:
+    with pytest.raises((ValidationError, InvalidRequest), match="at least one budget"):
+        from_json(SearchRequest, SMALLEST | {"budgets": budgets})
+
+
+def test_an_optimiser_step_sees_whole_windows() -> None:
+    with pytest.raises((ValidationError, InvalidRequest), match=r"a multiple of data\.sequence_length = 300"):
+        from_json(SearchRequest, SMALLEST | {"data": {"train": "t", "sequence_length": 300}})
+
+
+@given(low=st.integers(1, 50), length=st.integers(0, 50), step=st.integers(1, 9))
+def test_a_range_is_every_multiple_between_its_ends(low: int, length: int, step: int) -> None:
+    expected = [value for value in range(low, low + length + 1) if value % step == 0]
+    if expected:
+        assert list(Range(min=low, max=low + length, multiple_of=step).values) == expected
+    else:
+        with pytest.raises(InvalidRequest):
+            Range(min=low, max=low + length, multiple_of=step)
+
+
+def test_a_range_of_any_size_costs_nothing() -> None:
+    space = SpaceRequest(hidden_size=Range(min=1, max=10**30))
+    values = space.values("hidden_size")
+    assert values is not None
+    assert values[-1] == 10**30
+
+
+def test_values_come_ascending_and_once() -> None:
+    assert SpaceRequest(hidden_size=(8, 4, 8)).values("hidden_size") == (4, 8)
+    assert SpaceRequest().values("hidden_size") is None
+
+
+def test_a_number_as_tolerance_is_the_band_below() -> None:
+    assert BudgetRequest(ratio=0.5, tolerance=0.1).band == Tolerance(below=0.1, above=0.0)

@@ -1,0 +1,75 @@
+"""`search.selection`: ascending indices, one list for each kept layer."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.errors import IllegalArchitecture
+from search.selection import Selection
+from search.serialization import from_json, to_json
+from tests.support.architectures import llama
+
+
+def indices(largest: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sets(st.integers(0, largest), min_size=1).map(lambda kept: tuple(sorted(kept)))
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> Selection:
+    layers = draw(indices(5))
+    per_layer = st.lists(indices(9), min_size=len(layers), max_size=len(layers)).map(tuple)
+    return Selection(
+        layers=layers,
+        hidden_channels=draw(indices(20)),
+        neurons=draw(per_layer),
+        key_value_heads=draw(per_layer),
+        query_heads=draw(per_layer),
+    )
+
+
+@given(selections())
+def test_json_brings_back_the_same_selection(selection: Selection) -> None:
+    assert from_json(Selection, to_json(selection)) == selection
+
+
+def test_the_identity_keeps_everything_in_order() -> None:
+    identity = Selection.identity(llama())
+    assert identity.layers == (0, 1, 2, 3)
+    assert identity.hidden_channels == tuple(range(32))
+    assert identity.neurons == (tuple(range(48)),) * 4
+    assert identity.key_value_heads == ((0, 1, 2, 3),) * 4
+    assert identity.query_heads == (tuple(range(8)),) * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": (1, 0)},
+        {"hidden_channels": (0, 0, 1)},
+        {"neurons": ((3, 2), (0,))},
+        {"key_value_heads": ((0,), (1, 1))},
+        {"query_heads": ((0,), (5, 4))},
+    ],
+)
+def test_indices_ascend(change: dict[str, Any]) -> None:
+    with pytest.raises(IllegalArchitecture, match="ascending indices"):
+        Selection(**(_two_layers() | change))
+
+
+@pytest.mark.parametrize("name", ["neurons", "key_value_heads", "query_heads"])
+def test_every_kept_layer_has_its_own_list(name: str) -> None:
+    with pytest.raises(IllegalArchitecture, match="one list for each of 2 kept layers, got 1"):
+        Selection(**(_two_layers() | {name: ((0,),)}))
+
+
+def _two_layers() -> dict[str, Any]:
+    each = ((0,), (0,))
+    return {
+        "layers": (0, 1),
+        "hidden_channels": (0, 1),
+        "neurons": each,
+        "key_value_heads": each,
+        "query_heads": each,
+    }

@@ -51,7 +51,8 @@ lock:
 	    --constraint build/lock/constraints.txt \
 	    --output-file build/lock/resolved.txt pyproject.toml
 	sed --regexp-extended --expression '/^(#|--|$$)/d' --expression '/^(nvidia|cuda|triton)/d' \
-	    --expression 's/^(torch==[0-9.]+)\+.*/\1/' build/lock/resolved.txt > build/lock/requirements.lock
+	    --expression 's/^(torch==[0-9.]+)\+.*/\1/' build/lock/resolved.txt \
+	    | LC_ALL=C sort > build/lock/requirements.lock
 	mv build/lock/requirements.lock requirements.lock
 
 clean:

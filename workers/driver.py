@@ -1,0 +1,221 @@
+"""The driver: ``python -m workers.driver``. Takes searches and exports from the database and has Ray work on them.
+
+One search at a time, on the main thread; exports beside it, on a second one, so that a winner can be fetched while
+the next search runs; a third renews the leases. The driver itself computes nothing and never loads torch's models.
+Ray is connected before the first job is taken, so that what the driver reports tells whether candidates could run.
+
+SIGTERM and SIGINT end it cleanly: candidates that run are given up (they will be evaluated again, with the same
+seed), the lease is released for the next driver, Ray is left, exit status 0. After ``kill -9`` the next driver takes
+over when the lease has expired.
+"""
+
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import FrameType
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+
+from search.artifacts import FsspecArtifactStore
+from search.errors import EspalierError, Interrupted, LeaseLost
+from search.loop import run_search
+from search.planning import feasible_sets
+from search.ports import Store
+from search.records import DriverRecord, JobKind, JobState, Lease
+from search.store.sql import SqlStore
+from search.store.sql.migrate import require_current
+from search.strategies import make_strategy
+from workers.cluster.evaluator import RayEvaluator, build_archive_remotely, connect, disconnect
+from workers.evaluation import Sources, in_words
+from workers.heartbeat import Heartbeat
+from workers.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """Set by a signal handler. No `threading.Event`: its lock may be held by the very thread that is interrupted."""
+
+    is_set: bool = False
+
+    def on_signals(self) -> None:
+        """From now on SIGTERM and SIGINT set it."""
+        signal.signal(signal.SIGTERM, self._set)
+        signal.signal(signal.SIGINT, self._set)
+
+    def _set(self, signum: int, frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+class Driver:
+    """Leases jobs and sees them through, until told to stop. Ray must be connected."""
+
+    def __init__(self, settings: WorkerSettings, store: Store, sources: Sources, *, stop: StopFlag) -> None:
+        self._settings = settings
+        self._store = store
+        self._sources = sources
+        self._stop = stop
+        self._me = describe_driver()
+
+    def report(self, resources: Mapping[str, float]) -> None:
+        """Tell the database that this driver lives and what it can use."""
+        self._me = replace(self._me, resources=resources)
+        self._store.report_driver(self._me)
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        beat = Heartbeat(self._store, lambda: self._store.report_driver(self._me), ttl_s=self._settings.lease_ttl_s)
+        with beat:
+            exports = threading.Thread(target=self._serve, args=("export", self._export, beat), name="exports")
+            exports.start()
+            self._serve("search", self._search, beat)
+            exports.join()
+
+    def _serve(self, kind: JobKind, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
+        while not self._stop.is_set:
+            try:
+                lease = self._store.lease_job(kind, owner=self._me.id, ttl_s=self._settings.lease_ttl_s)
+                if lease is not None:
+                    self._see_through(lease, work, beat)
+                    continue
+            except OperationalError as error:  # what was leased will be leased again when it has expired
+                log.warning("the database does not answer", lane=kind, error=str(error.orig))
+            time.sleep(self._settings.poll_s)
+
+    def _see_through(self, lease: Lease, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
+        logger = log.bind(kind=lease.kind, subject=lease.subject_id, token=lease.token)
+        logger.info("taken")
+        with beat.keep(lease) as kept:
+            try:
+                self._attempt(lease, work, should_stop=lambda: self._stop.is_set or kept.lost)
+            except LeaseLost:
+                logger.warning("dropped: another driver has it")
+            else:
+                logger.info("done")
+
+    def _attempt(self, lease: Lease, work: Callable[[Lease, ShouldStop], None], *, should_stop: ShouldStop) -> None:
+        """Work; whatever goes wrong is stored with the job, except what says nothing about it.
+
+        Raises:
+            LeaseLost: another driver has the job.
+            OperationalError: the database does not answer.
+        """
+        try:
+            work(lease, should_stop)
+        except Interrupted:
+            self._store.release(lease)
+        except (LeaseLost, OperationalError):
+            raise
+        except EspalierError as error:
+            self._fail(lease, str(error))
+        except Exception as error:
+            log.exception("unexpected error", kind=lease.kind, subject=lease.subject_id)
+            self._fail(lease, in_words(error))
+
+    def _fail(self, lease: Lease, error: str) -> None:
+        if lease.kind == "search":
+            self._store.finish_search(lease, JobState.FAILED, error=error)
+        else:
+            self._store.finish_export(lease, error=error)
+
+    def _search(self, lease: Lease, should_stop: ShouldStop) -> None:
+        search = self._store.get_search(lease.subject_id)
+        request = search.request.strategy
+        strategies = [
+            make_strategy(request, feasible, seed=request.seed + index)
+            for index, feasible in enumerate(feasible_sets(search))
+        ]
+        with closing(RayEvaluator(self._settings, self._sources)) as evaluator:
+            run_search(
+                search,
+                lease,
+                store=self._store,
+                strategies=strategies,
+                evaluator=evaluator,
+                should_stop=should_stop,
+            )
+
+    def _export(self, lease: Lease, should_stop: ShouldStop) -> None:
+        candidate = self._store.get_candidate(lease.subject_id)
+        search = self._store.get_search(candidate.search_id)
+        artifact = build_archive_remotely(search, candidate, self._sources, self._settings, should_stop=should_stop)
+        self._store.finish_export(lease, artifact=artifact)
+
+
+def describe_driver() -> DriverRecord:
+    """This process, with an id that no other has; Ray's resources still empty."""
+    now = datetime.now(UTC)
+    host, pid = socket.gethostname(), os.getpid()
+    libraries = {name: version(name) for name in ("optuna", "ray", "torch", "transformers")}
+    return DriverRecord(
+        id=f"{host}-{pid}-{secrets.token_hex(4)}",
+        started_at=now,
+        seen_at=now,
+        host=host,
+        pid=pid,
+        resources={},
+        environment={"python": platform.python_version(), **libraries},
+    )
+
+
+def drive(settings: WorkerSettings) -> None:
+    """Run a driver on the main thread until a signal ends it.
+
+    Raises:
+        EspalierError: the database is not there, or not of this version.
+    """
+    require_current(settings.database)
+    stop = StopFlag()
+    with closing(SqlStore(settings.database)) as store:
+        artifacts = FsspecArtifactStore(settings.artifacts, cache_dir=settings.home_dir / "cache")
+        sources = Sources(
+            model_roots=tuple(settings.model_roots), data_roots=tuple(settings.data_roots), artifacts=artifacts
+        )
+        driver = Driver(settings, store, sources, stop=stop)
+        driver.report({})
+        resources = connect(settings)
+        stop.on_signals()  # after Ray, which installs its own
+        try:
+            driver.report(resources)
+            log.info("ready", database=settings.database, resources=dict(resources))
+            driver.run()
+        finally:
+            disconnect()
+    log.info("stopped")
+
+
+def main() -> int:
+    """The command; its exit status."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        drive(WorkerSettings())
+    except (EspalierError, ValidationError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -74,7 +74,7 @@ class HostGuard:
         if not (_is_loopback(name) or name in self._allowed):
             return f"This server does not go by the name {name!r}; ESPALIER_ALLOWED_HOSTS lists more than loopback's."
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             return f"Pages of {origin!r} may not call this server."
         return None
 

@@ -24,6 +24,7 @@ from structlog.stdlib import get_logger
 from search.errors import (
     Conflict,
     DatabaseNotCurrent,
+    DatabaseUnavailable,
     EspalierError,
     IdempotencyMismatch,
     InvalidInput,
@@ -39,6 +40,7 @@ STATUSES: Mapping[type[EspalierError], int] = {
     Conflict: 409,
     IdempotencyMismatch: 422,
     DatabaseNotCurrent: 503,
+    DatabaseUnavailable: 503,
     EspalierError: 500,
 }
 
@@ -113,9 +115,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     def on_database_error(request: Request, error: OperationalError) -> Response:
-        _log.error("database unavailable", error=str(error.orig))
-        detail = "The database does not answer. Try again; /readyz says when it does."
-        return problem(request.url.path, 503, detail=detail)
+        return server_problem(request.url.path, 503, error)
 
 
 def problem(
@@ -151,7 +151,17 @@ def problem_of(instance: str, error: EspalierError) -> Response:
     if isinstance(error, InvalidInput):
         members, errors = {}, [_entry(error.location, error)]
     status = next(STATUSES[ancestor] for ancestor in type(error).__mro__ if ancestor in STATUSES)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return server_problem(instance, status, error)
     return problem(instance, status, detail=str(error), kind=kind, title=title, errors=errors, **members)
+
+
+def server_problem(instance: str, status: int, error: Exception) -> Response:
+    """What is not the caller's doing: the log has the reason, the answer shows nothing of the server."""
+    _log.error("cannot answer", path=instance, status=status, error=str(error))
+    unavailable = status == HTTPStatus.SERVICE_UNAVAILABLE
+    detail = "The database cannot be used now; /readyz says when it can." if unavailable else "The server failed."
+    return problem(instance, status, detail=f"{detail} The reason is in the server's log.")
 
 
 def _named(kind: type[Exception]) -> tuple[str, str]:

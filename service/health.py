@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from search.errors import DatabaseNotCurrent
+from search.errors import DatabaseNotCurrent, DatabaseUnavailable
 from search.records import DriverRecord
 from search.store.sql import SqlStore, migrate
 from service.deps import Database, Settings
@@ -61,7 +61,7 @@ def check(settings: ServiceSettings, store: SqlStore) -> Readiness:
         drivers = store.drivers()
     except DatabaseNotCurrent as error:
         return Readiness(ready=False, reasons=(f"the database's schema is not current. {error.hint}",), drivers=())
-    except SQLAlchemyError:
+    except (DatabaseUnavailable, SQLAlchemyError):
         return Readiness(ready=False, reasons=("the database does not answer",), drivers=())
     oldest = datetime.now(UTC) - timedelta(seconds=settings.driver_timeout_s)
     living = [driver for driver in drivers if driver.seen_at >= oldest]

@@ -1,0 +1,107 @@
+from fastapi.testclient import TestClient
+
+from search.records import CandidateRecord
+from search.serialization import from_json, to_json
+from search.spec import Spec
+from tests.support.service import BODY, DriverHand, first_of_all
+
+
+def completed(client: TestClient, hand: DriverHand) -> CandidateRecord:
+    client.post("/v1/searches", json=BODY)
+    return hand.whole_search({0: [2.0]})[0]
+
+
+def test_a_candidate_is_shown_with_all_that_was_measured(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    assert client.get(f"/v1/candidates/{candidate.id}").json() == to_json(candidate)
+
+
+def test_a_spec_names_what_is_kept(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    spec = from_json(Spec, client.get(f"/v1/candidates/{candidate.id}/spec").json())
+    assert spec.candidate_id == candidate.id
+    assert spec.selection == first_of_all(candidate.architecture)
+    assert spec.measurements == candidate.measurements
+
+
+def test_a_candidate_that_is_not_completed_has_no_spec(client: TestClient, hand: DriverHand) -> None:
+    client.post("/v1/searches", json=BODY)
+    lease = hand.take()
+    [candidate] = hand.propose(lease, 0, 1)
+    hand.fail(lease, candidate, "the loss is not finite")
+    response = client.get(f"/v1/candidates/{candidate.id}/spec")
+    assert response.status_code == 409
+    assert response.json()["state"] == "failed"
+    assert client.get(f"/v1/candidates/{candidate.id}").json()["error"] == "the loss is not finite"
+
+
+def test_a_curve_has_every_rung_in_order(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    assert client.get(f"/v1/candidates/{candidate.id}/curve").json() == {
+        "candidate_id": candidate.id,
+        "points": [
+            {"tokens": 0, "metrics": {"validation_loss": 5.0}},
+            {"tokens": 64, "metrics": {"validation_loss": 3.0, "train_kl": 2.0}},
+            {"tokens": 128, "metrics": {"validation_loss": 2.0, "validation_kl": 1.0, "test_loss": 2.01}},
+        ],
+    }
+
+
+# --- export
+
+
+def test_an_export_is_asked_for_built_and_downloaded(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    path = f"/v1/candidates/{candidate.id}"
+    assert client.get(f"{path}/export").status_code == 404
+    before = client.get(f"{path}/checkpoint")
+    assert before.status_code == 409
+    assert f"POST {path}/export" in before.json()["hint"]
+
+    asked = client.post(f"{path}/export")
+    assert (asked.status_code, asked.headers["Location"]) == (202, f"{path}/export")
+    assert asked.json()["state"] == "queued"
+    assert client.post(f"{path}/export").json() == asked.json()
+    assert client.get(f"{path}/checkpoint").json()["state"] == "queued"
+
+    content = bytes(range(256)) * 10_000
+    hand.export(content)
+    assert client.get(f"{path}/export").json()["state"] == "completed"
+    answer = client.get(f"{path}/checkpoint")
+    assert answer.status_code == 200
+    assert answer.content == content
+    assert answer.headers["content-type"] == "application/x-tar"
+    assert answer.headers["content-length"] == str(len(content))
+    assert f"{candidate.id}.tar" in answer.headers["content-disposition"]
+
+
+def test_a_download_can_be_resumed(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    client.post(f"/v1/candidates/{candidate.id}/export")
+    hand.export(b"0123456789")
+    path = f"/v1/candidates/{candidate.id}/checkpoint"
+    tag = client.get(path).headers["etag"]
+    rest = client.get(path, headers={"Range": "bytes=4-", "If-Range": tag})
+    assert (rest.status_code, rest.content) == (206, b"456789")
+    changed = client.get(path, headers={"Range": "bytes=4-", "If-Range": '"other"'})
+    assert (changed.status_code, changed.content) == (200, b"0123456789")
+
+
+def test_a_failed_export_says_why_and_can_be_asked_for_again(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    path = f"/v1/candidates/{candidate.id}"
+    client.post(f"{path}/export")
+    hand.export(None, error="the disk is full")
+    assert client.get(f"{path}/export").json()["error"] == "the disk is full"
+    refused = client.get(f"{path}/checkpoint")
+    assert refused.status_code == 409
+    assert "the disk is full" in refused.json()["hint"]
+    assert client.post(f"{path}/export").json()["state"] == "queued"
+
+
+def test_a_candidate_that_is_not_completed_cannot_be_exported(client: TestClient, hand: DriverHand) -> None:
+    client.post("/v1/searches", json=BODY)
+    [candidate] = hand.propose(hand.take(), 0, 1)
+    response = client.post(f"/v1/candidates/{candidate.id}/export")
+    assert response.status_code == 409
+    assert response.json()["state"] == "pending"

@@ -1,0 +1,161 @@
+import csv
+import io
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from search.counting import count
+from tests.support.service import BODY, DriverHand
+
+Json = dict[str, Any]
+SORTS = ("rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number")
+
+#: The second band holds the first and more above it.
+OVERLAPPING = [{"ratio": 0.6, "tolerance": 0.1}, {"ratio": 0.7, "tolerance": 0.3}]
+
+
+def submit(client: TestClient, **changes: Any) -> str:
+    search_id: str = client.post("/v1/searches", json=BODY | changes).json()["id"]
+    return search_id
+
+
+def board(client: TestClient, search_id: str, **query: Any) -> Json:
+    response = client.get(f"/v1/searches/{search_id}/leaderboard", params=query)
+    assert response.status_code == 200, response.text
+    answer: Json = response.json()
+    return answer
+
+
+@pytest.fixture
+def busy(client: TestClient, hand: DriverHand) -> str:
+    """A running search: three completed candidates, one failed, one at its first rung, one waiting."""
+    search_id = submit(client)
+    lease = hand.take()
+    candidates = hand.propose(lease, 0, 6)
+    for candidate, loss in zip(candidates, (2.3, 2.1, 2.2), strict=False):
+        hand.complete(lease, candidate, loss=loss)
+    hand.fail(lease, candidates[3], "the loss is not finite")
+    hand.store.start_run(lease, candidates[4].run_id, worker="hand")
+    hand.measure(lease, candidates[4], tokens=0, validation_loss=4.0)
+    return search_id
+
+
+def test_completed_candidates_are_ranked_and_the_others_follow(client: TestClient, busy: str) -> None:
+    answer = board(client, busy)
+    assert [(row["rank"], row["number"], row["state"]) for row in answer["items"]] == [
+        (1, 1, "completed"),
+        (2, 2, "completed"),
+        (3, 0, "completed"),
+        (None, 3, "failed"),
+        (None, 4, "running"),
+        (None, 5, "pending"),
+    ]
+    assert answer["total"] == 6
+    assert answer["next_cursor"] is None
+    assert answer["state"] == "running"
+    assert answer["teacher_loss"] == 1.5
+
+
+def test_a_row_says_what_was_measured(client: TestClient, busy: str, hand: DriverHand) -> None:
+    row = board(client, busy)["items"][0]
+    candidate = hand.store.get_candidate(row["candidate_id"])
+    assert (row["loss_before"], row["loss"], row["kl"], row["test_loss"]) == (5.0, 2.1, pytest.approx(1.1), 2.11)
+    assert row["perplexity"] == pytest.approx(8.166, abs=1e-3)
+    assert row["parameters"] == row["measured_parameters"] == candidate.parameters
+    assert row["non_embedding_parameters"] == count(candidate.architecture, "non_embedding")
+    assert {axis: row[axis] for axis in candidate.architecture.axes} == candidate.architecture.axes
+
+
+def test_a_budgets_board_has_every_candidate_in_its_band(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client, budgets=OVERLAPPING)
+    hand.whole_search({0: [2.5, 2.4], 1: [2.0, 2.1]})
+    everything = board(client, search_id)
+    assert everything["budget"] is None
+    for index in (0, 1):
+        answer = board(client, search_id, budget=index)
+        band = answer["budget"]
+        inside = [row for row in everything["items"] if band["smallest"] <= row["parameters"] <= band["largest"]]
+        assert [row["number"] for row in answer["items"]] == [row["number"] for row in inside]
+        assert [row["rank"] for row in answer["items"]] == list(range(1, len(inside) + 1))
+    assert {row["budget_index"] for row in board(client, search_id, budget=1)["items"]} == {0, 1}
+
+
+def test_a_band_of_non_embedding_parameters_counts_those(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client, budgets=[{"ratio": 0.5, "basis": "non_embedding"}])
+    hand.whole_search({0: [2.0, 2.1, 2.2]})
+    assert len(board(client, search_id, budget=0)["items"]) == 3
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", SORTS)
+def test_rows_without_a_value_come_last_in_either_order(sort: str, order: str, client: TestClient, busy: str) -> None:
+    values = [row[sort] for row in board(client, busy, sort=sort, order=order)["items"]]
+    present = [value for value in values if value is not None]
+    assert values == present + [None] * (len(values) - len(present))
+    assert present == sorted(present, reverse=order == "desc")
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", SORTS)
+def test_pages_have_every_row_once_in_the_order_of_the_whole(
+    sort: str, order: str, client: TestClient, busy: str
+) -> None:
+    query: Json = {"sort": sort, "order": order}
+    whole = board(client, busy, **query)["items"]
+    paged: list[Json] = []
+    cursor = None
+    while True:
+        page = board(client, busy, **query, limit=4, **({"cursor": cursor} if cursor else {}))
+        paged += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert paged == whole
+
+
+def test_states_are_filtered_and_ranks_stay(client: TestClient, busy: str) -> None:
+    assert [row["rank"] for row in board(client, busy, state="completed")["items"]] == [1, 2, 3]
+    assert [row["number"] for row in board(client, busy, state="failed")["items"]] == [3]
+
+
+def test_the_pareto_front_has_no_row_that_another_beats(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client, budgets=OVERLAPPING)
+    hand.whole_search({0: [2.5, 2.4], 1: [2.0, 2.6]})
+    rows = board(client, search_id)["items"]
+    front = board(client, search_id, pareto=True)["items"]
+    beaten = [
+        row["number"]
+        for row in rows
+        if any(
+            other["parameters"] <= row["parameters"]
+            and other["loss"] <= row["loss"]
+            and (other["parameters"], other["loss"]) != (row["parameters"], row["loss"])
+            for other in rows
+        )
+    ]
+    assert {row["number"] for row in front} == {row["number"] for row in rows} - set(beaten)
+    assert beaten
+    assert [row["pareto"] for row in rows] == [row["number"] not in beaten for row in rows]
+
+
+def test_csv_has_the_same_rows(client: TestClient, busy: str) -> None:
+    response = client.get(f"/v1/searches/{busy}/leaderboard", headers={"Accept": "text/csv"})
+    assert response.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(response.text)))
+    expected = board(client, busy)["items"]
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    assert [row["candidate_id"] for row in rows] == [row["candidate_id"] for row in expected]
+    assert [row["loss"] for row in rows] == ["" if row["loss"] is None else str(row["loss"]) for row in expected]
+    assert [row["state"] for row in rows] == [row["state"] for row in expected]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/csv", "text/html"])
+def test_json_is_what_everyone_else_gets(accept: str, client: TestClient, busy: str) -> None:
+    response = client.get(f"/v1/searches/{busy}/leaderboard", headers={"Accept": accept})
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_a_search_without_candidates_has_an_empty_board(client: TestClient) -> None:
+    answer = board(client, submit(client))
+    assert (answer["items"], answer["total"], answer["teacher_loss"]) == ([], 0, None)

@@ -1,0 +1,343 @@
+"""Every bad input has an answer that says what was expected, what came, and where."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.support.files import write_index, write_model
+from tests.support.service import BODY, DriverHand
+
+Json = dict[str, Any]
+
+
+def refuse(client: TestClient, kind: str, location: str, **changes: Any) -> Json:
+    """Submit a changed body; the one error of the answer. Previews must refuse it in the same words."""
+    response = client.post("/v1/searches", json=BODY | changes)
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["status"] == 422
+    assert problem["type"] == f"urn:espalier:{kind}"
+    assert problem["instance"] == "/v1/searches"
+    assert [error["location"] for error in problem["errors"]] == [location]
+    assert client.get("/v1/searches").json()["items"] == []
+    previewed = client.post("/v1/searches/preview", json=BODY | changes).json()
+    assert previewed | {"instance": "/v1/searches"} == problem
+    error: Json = problem["errors"][0]
+    return error
+
+
+def check_problem(status: int, headers: Any, problem: Json) -> Json:
+    assert headers["content-type"] == "application/problem+json"
+    assert problem["status"] == status
+    assert {"type", "title", "status", "detail", "instance", "errors"} <= problem.keys()
+    assert problem["detail"]
+    for error in problem["errors"]:
+        assert {"location", "expected", "got", "hint"} <= error.keys()
+        assert error["expected"]
+    return problem
+
+
+# --- teachers
+
+
+def test_an_unknown_teacher(client: TestClient) -> None:
+    error = refuse(client, "source-not-found", "teacher.model", teacher={"model": "smal"})
+    assert error["got"] == "smal"
+    assert error["hint"] == "The server offers: small."
+
+
+@pytest.mark.parametrize("model", ["../small", "/etc", "small/../../x", "a\0b"])
+def test_a_teacher_outside_the_roots(model: str, client: TestClient) -> None:
+    if "\0" in model:
+        refuse(client, "invalid-request", "teacher.model", teacher={"model": model})
+    else:
+        refuse(client, "forbidden-source", "teacher.model", teacher={"model": model})
+
+
+def test_a_teacher_through_a_link(client: TestClient, own_roots: Path, shared_roots: Path) -> None:
+    (own_roots / "models" / "alias").symlink_to(shared_roots / "models" / "small")
+    error = refuse(client, "forbidden-source", "teacher.model", teacher={"model": "alias"})
+    assert "'alias' is a link" in error["hint"]
+
+
+def test_a_teacher_with_pickled_weights_only(client: TestClient, own_roots: Path) -> None:
+    write_model(own_roots / "models" / "pickled", weights="pytorch_model.bin")
+    error = refuse(client, "forbidden-source", "teacher.model", teacher={"model": "pickled"})
+    assert error["expected"] == "weights as safetensors only"
+    assert error["files"] == ["pytorch_model.bin"]
+
+
+def test_a_teacher_with_missing_shards(client: TestClient, own_roots: Path) -> None:
+    write_index(write_model(own_roots / "models" / "torn", weights=None), "model-00001-of-00001.safetensors")
+    error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "torn"})
+    assert error["missing"] == ["model-00001-of-00001.safetensors"]
+
+
+def test_a_family_that_is_not_supported(client: TestClient, own_roots: Path) -> None:
+    write_model(own_roots / "models" / "gpt", model_type="gpt2")
+    error = refuse(client, "unsupported-family", "teacher.config.model_type", teacher={"model": "gpt"})
+    assert "llama" in error["expected"]
+    assert error["got"] == "gpt2"
+
+
+def test_a_config_attribute_that_the_family_does_not_understand(client: TestClient, own_roots: Path) -> None:
+    write_model(own_roots / "models" / "odd", logit_softcapping=30.0)
+    error = refuse(client, "unknown-attribute", "teacher.config.logit_softcapping", teacher={"model": "odd"})
+    assert error["got"] == {"logit_softcapping": 30.0}
+    assert "ignore_attributes" in error["hint"]
+
+
+def test_a_config_that_contradicts_itself(client: TestClient, own_roots: Path) -> None:
+    write_model(own_roots / "models" / "bent", num_attention_heads=6)
+    refuse(client, "illegal-architecture", "teacher.config.num_attention_heads", teacher={"model": "bent"})
+
+
+# --- budgets
+
+
+def test_a_budget_that_no_architecture_reaches(client: TestClient) -> None:
+    error = refuse(client, "budget-unreachable", "budgets[1]", budgets=[{"ratio": 0.5}, {"params": 10}])
+    assert error["got"]["params"] == 10
+    assert 10 < error["smallest"] < error["largest"]
+    assert error["nearest"]["above"]["parameters"] == error["smallest"]
+    assert error["nearest"]["above"]["axes"]["num_hidden_layers"] >= 1
+
+
+def test_a_budget_above_the_teacher(client: TestClient) -> None:
+    refuse(client, "invalid-request", "budgets[0].params", budgets=[{"params": 10**12}])
+
+
+@pytest.mark.parametrize("tolerance", [0, -0.1, 1, 1.5])
+def test_a_tolerance_that_is_no_fraction(tolerance: float, client: TestClient) -> None:
+    error = refuse(client, "invalid-request", "budgets[0].tolerance", budgets=[{"ratio": 0.5, "tolerance": tolerance}])
+    assert error["expected"] == "a fraction in (0, 1)"
+
+
+def test_a_tolerance_in_its_full_form_that_is_no_fraction(client: TestClient) -> None:
+    budgets = [{"ratio": 0.5, "tolerance": {"below": 0, "above": 0.1}}]
+    refuse(client, "invalid-request", "budgets[0].tolerance.below", budgets=budgets)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.01])
+def test_a_ratio_that_is_none(ratio: float, client: TestClient) -> None:
+    refuse(client, "invalid-request", "budgets[0].ratio", budgets=[{"ratio": ratio}])
+
+
+def test_both_params_and_ratio(client: TestClient) -> None:
+    refuse(client, "invalid-request", "budgets[0].params", budgets=[{"ratio": 0.5, "params": 1000}])
+
+
+def test_no_budget_at_all(client: TestClient) -> None:
+    refuse(client, "invalid-request", "budgets", budgets=[])
+
+
+# --- axes
+
+
+def test_an_axis_value_above_the_teachers(client: TestClient) -> None:
+    error = refuse(client, "invalid-request", "space.hidden_size", space={"hidden_size": [24, 96]})
+    assert error["got"] == 96
+    assert "48" in error["expected"]
+
+
+def test_an_axis_value_that_attention_cannot_have(client: TestClient) -> None:
+    space = {"num_attention_heads": [3], "num_key_value_heads": [2]}
+    error = refuse(client, "invalid-request", "space.num_key_value_heads", space=space)
+    assert "multiple" in error["expected"]
+
+
+def test_a_hidden_size_that_the_heads_do_not_divide(client: TestClient) -> None:
+    space = {"hidden_size": [26], "num_attention_heads": [4]}
+    error = refuse(client, "invalid-request", "space.num_attention_heads", space=space)
+    assert "no multiple of num_attention_heads" in error["hint"]
+
+
+def test_a_range_of_more_values_than_any_machine_holds(client: TestClient) -> None:
+    refuse(client, "invalid-request", "space.hidden_size", space={"hidden_size": {"min": 1, "max": 10**18}})
+
+
+def test_an_axis_value_that_is_no_number(client: TestClient) -> None:
+    error = refuse(client, "invalid-request", "space.hidden_size[1]", space={"hidden_size": [24, "wide"]})
+    assert error["got"] == "wide"
+
+
+# --- text
+
+
+def test_a_text_too_short_for_the_tokens_asked(client: TestClient, own_roots: Path) -> None:
+    (own_roots / "data" / "short.txt").write_text("Once upon a time.")
+    error = refuse(client, "insufficient-text", "data.train", data=BODY["data"] | {"train": "short.txt"})
+    assert error["bytes"] == 17
+    assert error["tokens_needed"] == 384
+
+
+def test_an_unknown_text(client: TestClient) -> None:
+    error = refuse(client, "source-not-found", "data.train", data=BODY["data"] | {"train": "story"})
+    assert error["hint"] == "The server offers: stories."
+
+
+def test_a_text_outside_the_roots(client: TestClient) -> None:
+    refuse(client, "forbidden-source", "data.train", data=BODY["data"] | {"train": "../models/small/config.json"})
+
+
+def test_a_sequence_longer_than_the_teacher_reads(client: TestClient) -> None:
+    refuse(
+        client,
+        "invalid-request",
+        "data.sequence_length",
+        data=BODY["data"] | {"sequence_length": 1024},
+        distillation={"tokens": 1024, "batch_tokens": 1024},
+    )
+
+
+# --- the body
+
+
+def test_an_unknown_field_is_named_with_the_one_that_was_meant(client: TestClient) -> None:
+    error = refuse(client, "invalid-request", "bugdets", bugdets=[])
+    assert error["hint"] == "Did you mean 'budgets'?"
+
+
+def test_an_unknown_field_deep_inside(client: TestClient) -> None:
+    budgets = [{"ratio": 0.5}, {"ratio": 0.5, "tolerence": 0.1}]
+    error = refuse(client, "invalid-request", "budgets[1].tolerence", budgets=budgets)
+    assert error["hint"] == "Did you mean 'tolerance'?"
+
+
+def test_missing_fields_are_all_named(client: TestClient) -> None:
+    response = client.post("/v1/searches", json={})
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert [error["location"] for error in problem["errors"]] == ["teacher", "budgets", "data"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 422), (b"", 422), (b"[]", 422), (b'"x"', 422), (b"\xff\xfe", 422), (b"[" * 100_000, 400)],
+)
+def test_a_body_that_is_no_json_object(body: bytes, status: int, client: TestClient) -> None:
+    response = client.post("/v1/searches", content=body, headers={"Content-Type": "application/json"})
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["status"] == status
+
+
+def test_a_body_without_end(client: TestClient) -> None:
+    response = client.post("/v1/searches", content=b" " * 2_000_000, headers={"Content-Type": "application/json"})
+    assert check_problem(response.status_code, response.headers, response.json())["status"] == 413
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have(value: str, client: TestClient) -> None:
+    body = json.dumps(BODY).replace('"ratio": 0.5', f'"ratio": {value}')
+    assert value in body
+    response = client.post("/v1/searches", content=body, headers={"Content-Type": "application/json"})
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["errors"][0]["location"] == "budgets[0].ratio"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_text_that_no_database_holds(name: str, client: TestClient) -> None:
+    cases: dict[str, Json] = {"name": {"name": name}, "tags[1]": {"tags": ["x", name]}}
+    for place, changes in cases.items():
+        body = json.dumps(BODY | changes)
+        response = client.post("/v1/searches", content=body, headers={"Content-Type": "application/json"})
+        problem = check_problem(response.status_code, response.headers, response.json())
+        assert problem["errors"][0]["location"] == place
+
+
+def test_a_long_value_is_quoted_in_part(client: TestClient) -> None:
+    error = refuse(client, "invalid-request", "strategy.kind", strategy={"kind": "x" * 100_000})
+    assert len(error["got"]) < 1_000
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**30])
+def test_a_seed_that_the_database_cannot_hold(seed: int, client: TestClient) -> None:
+    refuse(client, "invalid-request", "strategy.seed", strategy={"seed": seed})
+
+
+# --- calls
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/searches/s-absent",
+        "/v1/searches/s-absent/events",
+        "/v1/searches/s-absent/leaderboard",
+        "/v1/searches/s-absent/best",
+        "/v1/searches/a%00b",
+        "/v1/searches/%ff",
+        "/v1/candidates/c-absent",
+        "/v1/candidates/c-absent/spec",
+        "/v1/candidates/c-absent/curve",
+        "/v1/candidates/c-absent/export",
+        "/v1/candidates/c-absent/checkpoint",
+        "/v1/candidates/a%00b",
+        "/v1/nothing",
+    ],
+)
+def test_what_does_not_exist(path: str, client: TestClient) -> None:
+    response = client.get(path)
+    assert check_problem(response.status_code, response.headers, response.json())["status"] == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", "s-absent"), ("POST", "s-absent/cancel"), ("POST", "../candidates/c-absent/export")],
+)
+def test_acting_on_what_does_not_exist(method: str, path: str, client: TestClient) -> None:
+    response = client.request(method, f"/v1/searches/{path}")
+    assert check_problem(response.status_code, response.headers, response.json())["status"] == 404
+
+
+def test_cancelling_a_finished_search(client: TestClient, hand: DriverHand) -> None:
+    search_id = client.post("/v1/searches", json=BODY).json()["id"]
+    hand.whole_search({0: [2.0]})
+    response = client.post(f"/v1/searches/{search_id}/cancel")
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["status"] == 409
+    assert problem["type"] == "urn:espalier:illegal-transition"
+    assert problem["state"] == "completed"
+    assert problem["legal"] == ["queued", "running", "cancelling"]
+
+
+def test_a_method_that_a_path_does_not_have(client: TestClient) -> None:
+    response = client.put("/v1/searches")
+    assert check_problem(response.status_code, response.headers, response.json())["status"] == 405
+    assert "GET" in response.headers["allow"] or "POST" in response.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("query", "location"),
+    [
+        ("limit=0", "query.limit"),
+        ("limit=1000", "query.limit"),
+        ("state=done", "query.state"),
+        ("cursor=x", "query.cursor"),
+        ("cursor=%00", "query.cursor"),
+        ("cursor=W251bGwsbnVsbF0", "query.cursor"),
+        ("tag=%00", "query.tag"),
+    ],
+)
+def test_a_query_that_cannot_be(query: str, location: str, client: TestClient) -> None:
+    response = client.get(f"/v1/searches?{query}")
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["status"] == 422
+    assert [error["location"] for error in problem["errors"]] == [location]
+
+
+@pytest.mark.parametrize("query", ["budget=2", "budget=-1", "sort=name", "order=up", "state=done", "limit=0"])
+def test_a_leaderboard_that_cannot_be(query: str, client: TestClient) -> None:
+    search_id = client.post("/v1/searches", json=BODY).json()["id"]
+    response = client.get(f"/v1/searches/{search_id}/leaderboard?{query}")
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["errors"][0]["location"] == f"query.{query.partition('=')[0]}"
+
+
+@pytest.mark.parametrize("event_id", ["x", "-1", str(10**30)])
+def test_a_last_event_that_is_none(event_id: str, client: TestClient) -> None:
+    search_id = client.post("/v1/searches", json=BODY).json()["id"]
+    response = client.get(f"/v1/searches/{search_id}/events", headers={"Last-Event-ID": event_id})
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["errors"][0]["location"] == "header.last-event-id"

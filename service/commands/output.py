@@ -48,18 +48,23 @@ def emit_json_line(value: Any) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, left: Iterable[int] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    left: Iterable[int] = (),
+    whole: Iterable[int] = (),
 ) -> RenderableType:
-    """A table; numbers stand right, the columns in `left` (and the first) left and never cut."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    """A table. Numbers stand right, words (the first column and those in `left`) left.
+
+    Words are folded where the table is too wide; numbers and the columns in `whole` (ids) never.
+    """
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     words = {0, *left}
     for index, column in enumerate(columns):
-        made.add_column(
-            column,
-            justify="left" if index in words else "right",
-            no_wrap=index not in words,
-            overflow="fold",
-        )
+        is_word = index in words
+        fixed = not is_word or index in set(whole)
+        made.add_column(column, justify="left" if is_word else "right", no_wrap=fixed, overflow="fold")
     for row in rows:
         made.add_row(*(plain(cell) for cell in row))
     # above the table, not as its own title: that would be wrapped at the table's width

@@ -32,7 +32,7 @@ def _sizes(architecture: Json) -> tuple[object, ...]:
     )
 
 
-_SIZE_COLUMNS = ("layers", "hidden", "FFN", "heads")
+_SIZE_COLUMNS = ("depth", "hidden", "FFN", "heads")
 
 
 def budget_name(budget: Json) -> str:
@@ -57,7 +57,7 @@ def show_searches(searches: Iterable[Json], out: Console) -> None:
     ]
     if rows:
         columns = ("search", "state", "name", "teacher", "budgets", "done", "created (UTC)")
-        out.print(table("Searches", columns, rows, left=(1, 2, 3)))
+        out.print(table("Searches", columns, rows, left=(1, 2, 3), whole=(0,)))
     else:
         out.print("No searches. `espalier submit` makes one.")
 
@@ -104,7 +104,7 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     )
     rows = [
         (
-            f"{row['rank'] or '–'}{' *' if row['pareto'] else ''}",
+            _place(row),
             row["candidate_id"],
             f"{row['parameters']:,}",
             f"{row['parameters'] / teacher_parameters:.1%}",
@@ -112,23 +112,25 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
             number(row["loss_before"], 3),
             number(row["loss"]),
             number(row["test_loss"]),
-            *(() if row["state"] == "completed" else (row["state"],)),
         )
         for row in board["items"]
     ]
-    columns: tuple[str, ...] = ("#", "candidate", "params", "of teacher", *_SIZE_COLUMNS, "before", "loss", "test")
-    if any(len(row) > len(columns) for row in rows):
-        columns = (*columns, "state")
+    columns = ("#", "candidate", "params", "size", *_SIZE_COLUMNS, "before", "loss", "test")
     if not rows:
         out.print(f"{title}: no candidates yet.")
         return
-    out.print(table(title, columns, rows, left=(1,)))
+    out.print(table(title, columns, rows, left=(1,), whole=(1,)))
     out.print(
-        "loss: validation, nats/token, after distillation (before: pruned only; test: on text nothing was chosen on). "
-        "*: none has both fewer parameters and a lower loss. heads: query/KV."
+        "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
+        "size: of the teacher's parameters. heads: query/KV. *: no other is both smaller and better."
     )
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
+
+
+def _place(row: Json) -> str:
+    """Its rank, marked where it is on the Pareto front; the state of a candidate that has none."""
+    return f"{row['rank']}{' *' if row['pareto'] else ''}" if row["rank"] else str(row["state"])
 
 
 def show_spec(spec: Json, out: Console) -> None:

@@ -151,7 +151,7 @@ def _budgets(board: Board) -> RenderableType:
     for index, budget in enumerate(board.search["budgets"]):
         loss, candidate = board.best.get(index, (None, None))
         rows.append((f"{index}: ≤ {budget['params']:,}", board.completed.get(index, 0), number(loss), candidate))
-    return table("", ("budget (parameters)", "completed", "best loss (nats/token)", "by"), rows, left=(3,))
+    return table("", ("budget (parameters)", "completed", "best loss (nats/token)", "by"), rows, left=(3,), whole=(3,))
 
 
 def _running(board: Board) -> Table:

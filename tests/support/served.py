@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import socket
 import tarfile
 import threading
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvicorn
 
 from search.architecture import Architecture
@@ -59,7 +61,7 @@ def serve_api(home: Path, *, port: int | None = None, **settings: Any) -> Iterat
     """Serve a model named ``tiny`` and a text named ``text`` until the block ends."""
     write_model(home / "models" / "tiny")
     (home / "data" / "text").mkdir(parents=True, exist_ok=True)
-    (home / "data" / "text" / "all.txt").write_text("Once upon a time. " * 500)
+    (home / "data" / "text" / "all.txt").write_text("Once upon a time. " * 1000)
     configured = ServiceSettings(
         home=home,
         port=port or free_port(),
@@ -69,6 +71,8 @@ def serve_api(home: Path, *, port: int | None = None, **settings: Any) -> Iterat
     )
     migrate.upgrade(configured.database)
     app = create_app(configured)
+    # a line a request would land in whatever standard output a test captures
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     server = Server(
         uvicorn.Config(app, host="127.0.0.1", port=configured.port, log_level="warning", ws="none"),
         app.state.stopping,
@@ -86,6 +90,7 @@ def serve_api(home: Path, *, port: int | None = None, **settings: Any) -> Iterat
         app.state.stopping.is_set = True
         server.should_exit = True
         thread.join()
+        structlog.reset_defaults()
 
 
 def free_port() -> int:

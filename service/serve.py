@@ -15,6 +15,7 @@ import httpx
 
 from search.errors import EspalierError
 from search.store.sql import migrate
+from service.auth import check_binding
 from service.extras import require_workers
 from service.settings import ServiceSettings
 from service.supervisor import Child, Supervisor, home_lock
@@ -57,6 +58,7 @@ def serve(settings: ServiceSettings, *, driver: bool = True, say: Callable[[str]
         say: takes one line for people.
 
     Raises:
+        InvalidInput: it would listen beyond this machine without an API key.
         MissingExtra: `driver` without torch, transformers and Ray.
         HomeInUse: another one runs on the same home.
         PortInUse: something else listens there.
@@ -65,6 +67,7 @@ def serve(settings: ServiceSettings, *, driver: bool = True, say: Callable[[str]
     """
     if driver:
         require_workers("torch", "transformers", "ray", purpose="the driver that `serve` starts beside the API")
+    check_binding(settings)
     home = _make_home(settings.home_dir)
     with home_lock(home):
         settings = settings.model_copy(update={"port": _free_port(settings.host, settings.port)})

@@ -75,8 +75,14 @@ class Family(ABC):
 
     @abstractmethod
     def illegal(self, architecture: Architecture) -> str | None:
-        """Why the stock transformers class cannot be built with these sizes; None where it can."""
+        """Why the stock transformers class cannot be built with these sizes; None where it can.
+
+        Depth and ``intermediate_size`` have no part in it: the lattice asks once for all their values.
+        """
 
     @abstractmethod
     def terms(self, architecture: Architecture) -> tuple[Term, ...]:
-        """Every parameter tensor, each once (a tied LM head is not listed)."""
+        """Every parameter tensor, each once (a tied LM head is not listed).
+
+        Their sum is affine in ``num_hidden_layers`` and in ``intermediate_size``: the lattice solves the latter.
+        """

@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ DEFAULT_HOME = Path(".espalier") / "demo"
 
 #: Seconds that the API and the driver may take to be ready.
 _READY_S = 120.0
-_PROMPT = "def "
+_PROMPT = "    def get"
 
 Json = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 def demo_request() -> SearchRequest:
-    """A search for two budgets, small enough for two cores: four candidates each, briefly distilled."""
+    """A search for two budgets, small enough for two cores: six candidates each, briefly distilled."""
     return SearchRequest(
         name="demo",
         teacher=TeacherRequest(model="teacher"),
@@ -78,8 +78,8 @@ def demo_request() -> SearchRequest:
         data=DataRequest(
             train="python", sequence_length=128, calibration_samples=64, validation_samples=128, test_samples=64
         ),
-        distillation=DistillationRequest(tokens=65_536, batch_tokens=1_024, learning_rate=2e-3, warmup_steps=6),
-        strategy=StrategyRequest(max_candidates=4, rungs=(0.5, 1.0)),
+        distillation=DistillationRequest(tokens=81_920, batch_tokens=1_024, learning_rate=2e-3, warmup_steps=8),
+        strategy=StrategyRequest(max_candidates=6, rungs=(0.5, 1.0)),
     )
 
 
@@ -100,16 +100,25 @@ def run(home: Path = DEFAULT_HOME, *, console: Console) -> None:
     spent = Stopwatch()
     with spent.step("teacher"):
         teacher = _make_teacher(home, console)
-    with _service(home, teacher, spent, console) as url, Espalier(url) as espalier:
+    folder = Path(teacher["folder"])
+    with ExitStack() as open_until_the_end:
+        console.rule("The service")
+        with spent.step("service start"):
+            service = serving(home, model_roots=[folder / "models"], data_roots=[folder / "data"])
+            url = open_until_the_end.enter_context(service)
+        console.print(f"{url} is ready (log: {home / 'service.log'})", soft_wrap=True)
+        espalier = open_until_the_end.enter_context(Espalier(url))
         search_id = _search(espalier, spent, console)
         winner = _results(espalier, search_id, console)
         with spent.step("export and download"):
             checkpoint = _fetch_checkpoint(espalier, winner, home)
-        console.print(f"Checkpoint of the winner: {checkpoint}")
+        console.print(f"Checkpoint of the winner: {checkpoint}", soft_wrap=True)
         with spent.step("reload and generate"):
             line = _worker("generate", str(checkpoint), "--prompt", _PROMPT).rstrip("\n")
         console.rule("A line from the compressed model, loaded with plain transformers")
         console.print(line, markup=False, highlight=False)
+        with spent.step("service stop"):
+            open_until_the_end.close()
     spent.show(console)
 
 
@@ -182,39 +191,37 @@ def _worker(*arguments: str) -> str:
 
 
 @contextmanager
-def _service(home: Path, teacher: Json, spent: Stopwatch, console: Console) -> Iterator[str]:
-    """The URL of a service on a free port, ready to work; stopped at the end."""
-    console.rule("The service")
+def serving(home: Path, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Iterator[str]:
+    """The URL of ``espalier serve`` on a free port, ready to work; it has ended, Ray included, when the block has.
+
+    The user's own settings do not reach it: everything of its lies below `home`, its log in ``service.log``.
+
+    Raises:
+        DemoFailed: it does not start, or does not end well.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    log = home / "service.log"
-    environment = _environment(home, Path(teacher["folder"]), port)
-    with log.open("wb") as file:
-        with _child("service.cli", "serve", stdout=file, stderr=file, environment=environment) as process:
-            with spent.step("service start"):
-                _wait_until_ready(url, process, log)
-            console.print(f"{url} is ready (log: {log})")
-            yield url
-            began = time.monotonic()
-        spent.seconds["service stop"] = time.monotonic() - began
-    if process.returncode:
-        raise DemoFailed(f"the service ended with status {process.returncode}{_last_words(log)}")
-
-
-def _environment(home: Path, folder: Path, port: int) -> dict[str, str]:
-    """The demo's own settings in place of the user's."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ESPALIER_")}
     settings = environment_of(
         {
             "home": home,
-            "model_roots": [folder / "models"],
-            "data_roots": [folder / "data"],
+            "model_roots": model_roots,
+            "data_roots": data_roots,
             "host": "127.0.0.1",
             "port": port,
             "ray_num_cpus": _cores(),
         }
     )
-    return inherited | settings | {"HF_HUB_OFFLINE": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ESPALIER_")}
+    environment = inherited | settings | {"HF_HUB_OFFLINE": "1"}
+    log = home / "service.log"
+    with (
+        log.open("wb") as file,
+        _child("service.cli", "serve", stdout=file, stderr=file, environment=environment) as process,
+    ):
+        _wait_until_ready(url, process, log)
+        yield url
+    if process.returncode:
+        raise DemoFailed(f"the service ended with status {process.returncode}{_last_words(log)}")
 
 
 def _cores() -> int:

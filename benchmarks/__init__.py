@@ -1,0 +1,1 @@
+"""Scripts that print a table and write a dated report below ``benchmarks/reports``."""

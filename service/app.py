@@ -22,12 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError
+from search.ports import ArtifactStore
 from search.store.sql import SqlStore, migrate
 from service import events, health
 from service.auth import HostGuard, check_binding, require_key
 from service.candidates.router import router as candidates_router
 from service.deps import Context, StopFlag
-from service.errors import install_handlers, publish_problem_schema
+from service.errors import install_handlers, publish_problems
 from service.families.router import router as families_router
 from service.middleware import BodyLimit, RequestLog, configure_logging
 from service.searches.router import router as searches_router
@@ -45,15 +46,16 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
         settings: from the environment where absent.
 
     Raises:
-        InvalidInput: it would listen beyond this machine without a key.
+        InvalidInput: it would listen beyond this machine without a key, or cannot keep artifacts where it shall.
     """
     settings = settings or ServiceSettings()
     check_binding(settings)
+    artifacts = FsspecArtifactStore(settings.artifacts, cache_dir=settings.home_dir / "cache")
     app = FastAPI(
         title="Espalier",
         version=_version(),
         description="Neural architecture search that compresses language models.",
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan(settings, artifacts),
         generate_unique_id_function=_operation_id,
     )
     app.state.stopping = StopFlag()
@@ -70,13 +72,14 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(settings: ServiceSettings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: ServiceSettings, artifacts: ArtifactStore
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         migrate.require_current(settings.database)
         current_default_thread_limiter().total_tokens = _THREADS
         with closing(SqlStore(settings.database)) as store:
-            artifacts = FsspecArtifactStore(settings.artifacts, cache_dir=settings.home_dir / "cache")
             app.state.context = Context(
                 settings=settings, store=store, artifacts=artifacts, stopping=app.state.stopping
             )
@@ -106,7 +109,7 @@ def _publish_problems(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        publish_problem_schema(document)
+        publish_problems(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
@@ -136,7 +139,13 @@ def main() -> int:
         print(f"espalier: {error}", file=sys.stderr)
         return 2
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, access_log=False, log_level="warning", server_header=False
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        ws="none",
     )
     server = Server(config, app.state.stopping)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended

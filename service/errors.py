@@ -86,14 +86,20 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def publish_problem_schema(openapi: dict[str, Any]) -> None:
-    """Put the schemas that `problems` refers to into an OpenAPI document, in place of FastAPI's own."""
-    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
+def publish_problems(openapi: dict[str, Any]) -> None:
+    """Put the schema that `problems` refers to into an OpenAPI document, in place of FastAPI's own.
+
+    FastAPI adds a 422 to every operation with a parameter; those that do not declare one cannot answer with it.
+    """
+    schemas = openapi["components"]["schemas"]
+    for replaced in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(replaced, None)
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(schema.pop("$defs"))
     schemas["Problem"] = schema
+    for operation in (operation for path in openapi["paths"].values() for operation in path.values()):
+        if PROBLEM_JSON not in operation["responses"].get("422", {}).get("content", {PROBLEM_JSON: None}):
+            del operation["responses"]["422"]
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -1,5 +1,6 @@
 """What is installed, and what is shipped."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -51,6 +52,39 @@ def test_the_python_that_runs_is_one_that_the_project_names() -> None:
 @pytest.mark.parametrize("name", sorted(PACKAGES))
 def test_nothing_else_that_is_installed_has_a_package_of_our_names(name: str) -> None:
     assert set(packages_distributions().get(name, ())) <= {"espalier-nas"}
+
+
+def imported(folder: str) -> dict[str, str]:
+    """The top-level modules that a folder's sources import, neither Python's nor ours, and a file that does."""
+    ours = PACKAGES | {"tests", "benchmarks"} | sys.stdlib_module_names
+    found: dict[str, str] = {}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            found |= {name.partition(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    return {module: path for module, path in found.items() if module not in ours}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("search", []),
+        ("service", []),
+        ("migrations", []),
+        ("workers", ["workers"]),
+        ("tests", ["workers", "dev"]),
+        ("benchmarks", ["workers"]),
+    ],
+)
+def test_whatever_is_imported_is_asked_for(folder: str, extras: list[str]) -> None:
+    wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    declared = {canonicalize_name(Requirement(line).name) for line in wanted}
+    distributions = packages_distributions()
+    for module, path in imported(folder).items():
+        providers = {canonicalize_name(name) for name in distributions[module]}
+        assert providers & declared, f"{path} imports {module}"
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )
     app.state.stopping = StopFlag()
     install_handlers(app)
+    guards = [Depends(require_key)] if settings.api_key else []
     for router in (events.router, searches_router, candidates_router, families_router):
-        app.include_router(router, dependencies=[Depends(require_key)])
+        app.include_router(router, dependencies=guards)
     app.include_router(health.router)
     app.add_api_route("/", _root, include_in_schema=False)
     _publish_problems(app)

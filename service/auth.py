@@ -21,7 +21,7 @@ from service.deps import Settings
 from service.errors import problem
 from service.settings import ServiceSettings
 
-_bearer = HTTPBearer(auto_error=False, description="The server's API key, where it has one.")
+_bearer = HTTPBearer(auto_error=False, description="The server's API key.")
 
 
 def check_binding(settings: ServiceSettings) -> None:
@@ -42,9 +42,9 @@ def check_binding(settings: ServiceSettings) -> None:
 def require_key(
     settings: Settings, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """Refuse a call without the key, where there is one."""
+    """Refuse a call without the server's key."""
     given = credentials.credentials if credentials else ""
-    if settings.api_key and not compare_digest(given.encode(), settings.api_key.encode()):
+    if not compare_digest(given.encode(), settings.api_key.encode()):
         raise HTTPException(
             401,
             "Send the API key: Authorization: Bearer …" if not given else "This is not the API key.",

@@ -1,11 +1,15 @@
 """Every bad input has an answer that says what was expected, what came, and where."""
 
 import json
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.files import write_index, write_model
 from tests.support.service import BODY, DriverHand
@@ -254,6 +258,62 @@ def test_a_long_value_is_quoted_in_part(client: TestClient) -> None:
 @pytest.mark.parametrize("seed", [-1, 2**31, 10**30])
 def test_a_seed_that_the_database_cannot_hold(seed: int, client: TestClient) -> None:
     refuse(client, "invalid-request", "strategy.seed", strategy={"seed": seed})
+
+
+# --- anything at all
+
+
+FULL: Json = BODY | {
+    "name": "x",
+    "tags": ["x"],
+    "teacher": {"model": "small", "ignore_attributes": ["x"]},
+    "budgets": [{"params": 60_000, "tolerance": {"below": 0.1, "above": 0.1}, "basis": "non_embedding"}],
+    "space": {"hidden_size": {"min": 8, "max": 48, "multiple_of": 8}, "num_hidden_layers": [2, 3]},
+    "limits": {"max_parallel": 2},
+}
+
+json_leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, -1, 2**31, 2**63, 10**400])
+    | st.floats()
+    | st.text(max_size=20)
+)
+json_values = st.recursive(
+    json_leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+def places(value: Any, where: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path to every value below `value`."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield (*where, name)
+        yield from places(item, (*where, name))
+
+
+@given(changes=st.lists(st.tuples(st.sampled_from(list(places(FULL))), json_values), min_size=1, max_size=2))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_field_holds_is_taken_or_refused_in_words(
+    changes: list[tuple[tuple[str | int, ...], Any]], client: TestClient
+) -> None:
+    body = deepcopy(FULL)
+    for where, value in changes:
+        inner: Any = body
+        try:
+            for part in where[:-1]:
+                inner = inner[part]
+            inner[where[-1]] = value
+        except (TypeError, KeyError, IndexError):  # the first change took the place away
+            pass
+    response = client.post(
+        "/v1/searches/preview", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    if response.status_code != 200:
+        assert response.status_code == 422, response.text
+        problem = check_problem(response.status_code, response.headers, response.json())
+        assert problem["errors"]
 
 
 # --- calls

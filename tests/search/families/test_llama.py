@@ -154,6 +154,12 @@ def test_an_unknown_feature_that_is_off_passes(value: object) -> None:
     assert FAMILY.parse(config_of(llama(), moonlight=value)) == llama()
 
 
+@pytest.mark.parametrize("value", [0, "", [], {}, True])
+def test_an_unknown_attribute_passes_at_null_and_false_only(value: object) -> None:
+    with pytest.raises(UnknownAttribute, match="moonlight"):
+        FAMILY.parse(config_of(llama(), moonlight=value))
+
+
 def test_inert_attributes_pass() -> None:
     inert = {"torch_dtype": "float16", "use_cache": True, "sep_token_id": 5, "pretraining_tp": 1, "top_p": 0.6}
     assert FAMILY.parse(config_of(llama(), **inert)) == llama()

@@ -44,11 +44,17 @@ def own_roots(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, sqlite_url: str, shared_roots: Path, own_roots: Path) -> ServiceSettings:
+def service_database_url(sqlite_url: str) -> str:
+    """The database of `settings`; a module that overrides this is tested on another."""
+    return sqlite_url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, service_database_url: str, shared_roots: Path, own_roots: Path) -> ServiceSettings:
     """Settings of a service without an API key."""
     return ServiceSettings(
         home=tmp_path / "home",
-        database_url=sqlite_url,
+        database_url=service_database_url,
         model_roots=[shared_roots / "models", own_roots / "models"],
         data_roots=[shared_roots / "data", own_roots / "data"],
     )

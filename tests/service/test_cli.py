@@ -19,7 +19,7 @@ from search.request import DistillationRequest, SearchRequest, StrategyRequest
 from search.serialization import from_json
 from service import extras
 from service.cli import app
-from tests.support.served import REQUEST, HandDriver, Served, free_port, serve_api, write_request
+from tests.support.served import REQUEST, HandDriver, Served, close_searches, free_port, serve_api, write_request
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,13 +63,8 @@ class Shell:
 
 @pytest.fixture
 def espalier(served: Served) -> Iterator[Shell]:
-    shell = Shell(served.url)
-    yield shell
-    for search in served.store.list_searches(limit=200):  # the next test's driver must find its own search
-        if not search.state.is_final and served.store.cancel_search(search.id).state is JobState.CANCELLING:
-            lease = served.store.lease_job("search", owner="janitor", ttl_s=1)
-            if lease is not None:
-                served.store.finish_search(lease, JobState.CANCELLED)
+    yield Shell(served.url)
+    close_searches(served)
 
 
 @pytest.fixture

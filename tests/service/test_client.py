@@ -27,7 +27,7 @@ from service.client import (
     server_sent_events,
     unpack,
 )
-from tests.support.served import REQUEST, HandDriver, Served, free_port, serve_api, tar_of
+from tests.support.served import REQUEST, HandDriver, Served, close_searches, free_port, serve_api, tar_of
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 
@@ -59,13 +59,8 @@ def ended(espalier: Espalier, served: Served) -> tuple[str, HandDriver]:
 
 @pytest.fixture(autouse=True)
 def no_search_is_left_open(served: Served) -> Iterator[None]:
-    """The next test's hand driver must find its own search."""
     yield
-    for search in served.store.list_searches(limit=200):
-        if not search.state.is_final and served.store.cancel_search(search.id).state is JobState.CANCELLING:
-            lease = served.store.lease_job("search", owner="janitor", ttl_s=1)
-            if lease is not None:
-                served.store.finish_search(lease, JobState.CANCELLED)
+    close_searches(served)
 
 
 def test_a_submission_is_stored(espalier: Espalier) -> None:

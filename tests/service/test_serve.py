@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,25 +17,10 @@ from service.processes import descendants
 from service.serve import environment_of, url_of
 from service.settings import ServiceSettings
 from tests.support.files import write_model
+from tests.support.processes import eventually, is_alive
 from tests.support.served import REQUEST, free_port
 
 ROOT = Path(__file__).parents[2]
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def names(pids: set[int]) -> set[str]:

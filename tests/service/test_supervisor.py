@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from service import processes
 from service.supervisor import HomeInUse, RestartPolicy, home_lock
+from tests.support.processes import eventually, is_alive
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,22 +41,6 @@ _WITH_GRANDCHILD = """
         file.write(f"{os.getpid()} {grandchild.pid}")
     os.rename("pids.partial", "pids")
 """
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture

@@ -179,6 +179,15 @@ class HandDriver:
         )
 
 
+def close_searches(served: Served) -> None:
+    """Cancel every search that is open, so that the next `HandDriver` finds none but its own."""
+    for search in served.store.list_searches(limit=200):
+        if not search.state.is_final and served.store.cancel_search(search.id).state is JobState.CANCELLING:
+            lease = served.store.lease_job("search", owner="janitor", ttl_s=1)
+            if lease is not None:
+                served.store.finish_search(lease, JobState.CANCELLED)
+
+
 def tar_of(files: Mapping[str, bytes]) -> bytes:
     """A tar with these files."""
     archive = io.BytesIO()

@@ -72,6 +72,11 @@ class Driver:
         self._stop = stop
         self._me = describe_driver()
 
+    @property
+    def id(self) -> str:
+        """As the database knows it."""
+        return self._me.id
+
     def report(self, resources: Mapping[str, float]) -> None:
         """Tell the database that this driver lives and what it can use."""
         self._me = replace(self._me, resources=resources)
@@ -83,13 +88,22 @@ class Driver:
         with beat:
             exports = threading.Thread(target=self._serve, args=("export", self._export, beat), name="exports")
             exports.start()
-            self._serve("search", self._search, beat)
-            exports.join()
+            try:
+                self._serve("search", self._search, beat)
+            finally:
+                exports.join()
 
     def _serve(self, kind: JobKind, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
+        """A lane: one job after the other. Where it breaks, the other one ends too: half a driver is none."""
+        try:
+            self._take_jobs(kind, work, beat)
+        finally:
+            self._stop.is_set = True
+
+    def _take_jobs(self, kind: JobKind, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
         while not self._stop.is_set:
             try:
-                lease = self._store.lease_job(kind, owner=self._me.id, ttl_s=self._settings.lease_ttl_s)
+                lease = self._store.lease_job(kind, owner=self.id, ttl_s=self._settings.lease_ttl_s)
                 if lease is not None:
                     self._see_through(lease, work, beat)
                     continue
@@ -104,9 +118,9 @@ class Driver:
             try:
                 self._attempt(lease, work, should_stop=lambda: self._stop.is_set or kept.lost)
             except LeaseLost:
-                logger.warning("dropped: another driver has it")
+                logger.warning("dropped: another driver has it, or it was ended elsewhere")
             else:
-                logger.info("done")
+                logger.info("released" if self._stop.is_set else "done")
 
     def _attempt(self, lease: Lease, work: Callable[[Lease, ShouldStop], None], *, should_stop: ShouldStop) -> None:
         """Work; whatever goes wrong is stored with the job, except what says nothing about it.
@@ -192,7 +206,7 @@ def drive(settings: WorkerSettings) -> None:
         stop.on_signals()  # after Ray, which installs its own
         try:
             driver.report(resources)
-            log.info("ready", database=settings.database, resources=dict(resources))
+            log.info("ready", driver=driver.id, resources=dict(resources))
             driver.run()
         finally:
             disconnect()
@@ -205,7 +219,9 @@ def main() -> int:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

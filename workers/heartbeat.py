@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import structlog
-from sqlalchemy.exc import OperationalError
 
 from search.errors import LeaseLost
 from search.ports import Store
@@ -28,7 +27,7 @@ class Kept:
 
 
 class Heartbeat:
-    """Beats while entered. A database that does not answer costs beats, not leases.
+    """Beats while entered. Whatever goes wrong in a beat costs that beat, not the thread.
 
     Args:
         store: where the leases are.
@@ -68,8 +67,8 @@ class Heartbeat:
         while not self._ended.wait(self._ttl_s / BEATS_PER_TTL):
             try:
                 self._beat()
-            except OperationalError as error:
-                log.warning("the database does not answer", error=str(error.orig))
+            except Exception as error:
+                log.warning("a beat failed", error=str(error))
 
     def _beat(self) -> None:
         for kept in tuple(self._kept):

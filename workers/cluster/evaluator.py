@@ -36,7 +36,7 @@ def connect(settings: WorkerSettings) -> Mapping[str, float]:
     started them, so call this on the main one. Ray replaces the SIGTERM handler: install yours afterwards.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"namespace": "espalier", "log_to_driver": True, "logging_level": "warning"}
+    options: dict[str, Any] = {"namespace": "espalier", "log_to_driver": True, "logging_level": "error"}
     if settings.ray_address:
         ray.init(address=settings.ray_address, **options)
     else:
@@ -53,8 +53,10 @@ def connect(settings: WorkerSettings) -> Mapping[str, float]:
 
 
 def _only_for_us() -> None:
-    """Give a local Ray a token of its own, and its workers the path to these packages."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    """Give a local Ray a token of its own, and its workers the path to these packages.
+
+    Not RAY_AUTH_MODE: Ray has read that on import, turns tokens on by default, and two opinions are an error.
+    """
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     here = str(Path(search_package.__file__).parent.parent)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

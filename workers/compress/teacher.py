@@ -118,7 +118,7 @@ def _read(source: TeacherSource) -> dict[str, Tensor]:
 
 def _parameters(stored: Mapping[str, Tensor], architecture: Architecture, family: TorchFamily) -> dict[str, Tensor]:
     """The parameters among the stored tensors, checked against the family's list of names and shapes."""
-    expected = _expected_shapes(architecture)
+    expected = expected_shapes(architecture)
     missing = sorted(expected.keys() - stored.keys())
     if missing:
         raise _unusable(f"a tensor {missing[0]}", f"none ({len(missing)} missing in all)")
@@ -135,7 +135,8 @@ def _parameters(stored: Mapping[str, Tensor], architecture: Architecture, family
     return {name: stored[name] for name in expected}
 
 
-def _expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of an architecture, by Hugging Face's names; a tied LM head is left out."""
     layers = range(architecture.num_hidden_layers)
     shapes: dict[str, tuple[int, ...]] = {}
     for term in FAMILIES[architecture.family].terms(architecture):

@@ -1,0 +1,114 @@
+"""A student as a Hugging Face directory that plain ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from search.architecture import Architecture
+from search.errors import InvalidInput, NotReady
+from search.families import FAMILIES
+from search.ports import ArtifactStore
+from search.records import CandidateRecord, SearchRecord
+from search.selection import Selection
+from search.serialization import from_json
+from search.sources import resolve_teacher
+
+WEIGHTS = "model.safetensors"
+
+#: What a tokenizer may consist of, and the generation defaults: the teacher's, copied as they are.
+COPIED_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def build_checkpoint(
+    search: SearchRecord,
+    candidate: CandidateRecord,
+    *,
+    model_roots: Sequence[Path],
+    artifacts: ArtifactStore,
+    out: Path,
+) -> None:
+    """The distilled weights of a completed candidate, with its config and the teacher's tokenizer, as directory `out`.
+
+    Raises:
+        NotReady: the candidate has no result.
+        InvalidInput: `out` exists, or the teacher is gone.
+    """
+    if candidate.result is None:
+        raise NotReady(
+            f"the checkpoint of candidate {candidate.id!r}",
+            state=candidate.state.value,
+            hint="Only a candidate that is completed has one.",
+        )
+    teacher = resolve_teacher(search.teacher.model, model_roots)
+    with artifacts.open(candidate.result.selection_artifact) as file:
+        selection = from_json(Selection, json.load(file))
+    with new_directory(out) as folder:
+        shutil.copyfile(artifacts.local_path(candidate.result.checkpoint_artifact), folder / WEIGHTS)
+        write_companions(
+            folder, candidate.architecture, selection, teacher=teacher.path, teacher_config=search.teacher.config
+        )
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `out` when the block ends well, and is gone when it does not.
+
+    Raises:
+        InvalidInput: `out` exists, or its parent does not.
+    """
+    if out.exists() or out.is_symlink():
+        raise InvalidInput(expected="a directory that does not exist yet", got=str(out), where=("out",))
+    if not out.parent.is_dir():
+        raise InvalidInput(expected="a path in an existing directory", got=str(out), where=("out",))
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        folder.rename(out)
+        _sync(out.parent)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def write_companions(
+    folder: Path,
+    architecture: Architecture,
+    selection: Selection,
+    *,
+    teacher: Path,
+    teacher_config: Mapping[str, Any],
+) -> None:
+    """What stands beside the weights (which are float32): the student's config, and the teacher's tokenizer."""
+    config = FAMILIES[architecture.family].config(architecture, teacher_config, layers=selection.layers)
+    config.pop("torch_dtype", None)  # the old name of `dtype`
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in COPIED_FILES:
+        if (teacher / name).is_file():
+            shutil.copyfile(teacher / name, folder / name)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

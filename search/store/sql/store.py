@@ -57,6 +57,11 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(12))}"
 
 
+def _plain(text: str) -> str:
+    """The text without what a database cannot store: lone surrogates, and NUL on PostgreSQL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
 class SqlStore(Store):
     """See `search.ports.Store` for the contract and `search.store.sql.locked` for how writers queue.
 
@@ -258,10 +263,11 @@ class SqlStore(Store):
 
     def finish_search(self, lease: Lease, state: JobState, *, error: str | None = None) -> None:
         with self._leased(lease) as search:
-            _end_search(search, state, error=error)
+            _end_search(search, state, error=error and _plain(error))
 
     def finish_export(self, lease: Lease, *, artifact: str | None = None, error: str | None = None) -> None:
         assert (artifact is None) != (error is None), "an export ends with an artifact or with an error"
+        error = error and _plain(error)
         state = JobState.COMPLETED if error is None else JobState.FAILED
         with self._leased(lease) as search:
             search.move_job(lease.job_id, "export", state, artifact=artifact, error=error)
@@ -338,7 +344,7 @@ class SqlStore(Store):
 
     def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
         with self._leased(lease) as search:
-            candidate = search.run(run_id)
+            candidate, reason = search.run(run_id), _plain(reason)
             search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
             kind = "candidate.requeued" if again else "candidate.failed"
             search.append_candidate(kind, candidate, reason=reason, progress=search.progress())

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from search.architecture import Architecture
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
+from search.selection import Indices, Selection
 from search.serialization import from_json
 from search.sources import resolve_teacher
 from search.spec import SPEC_VERSION, Spec
@@ -85,17 +87,29 @@ def apply(spec: Spec, *, teacher: Path, out: Path) -> None:
 
 
 def _student_tensors(spec: Spec, teacher: Teacher) -> dict[str, Tensor]:
+    _check_indices(spec.selection, teacher.architecture)
     head_dim = teacher.architecture.head_dim
-    try:
-        tensors = slice_tensors(teacher.tensors, spec.selection, teacher.family, head_dim=head_dim)
-    except IndexError as error:
-        raise InvalidInput(expected="indices that the teacher has", got=str(error), where=("selection",)) from error
+    tensors = slice_tensors(teacher.tensors, spec.selection, teacher.family, head_dim=head_dim)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected_shapes(spec.architecture):
         raise InvalidInput(
             expected="a selection that gives the spec's architecture", got=spec.architecture, where=("selection",)
         )
     return tensors
+
+
+def _check_indices(selection: Selection, teacher: Architecture) -> None:
+    chosen: dict[str, tuple[int, Sequence[Indices]]] = {
+        "layers": (teacher.num_hidden_layers, [selection.layers]),
+        "hidden_channels": (teacher.hidden_size, [selection.hidden_channels]),
+        "neurons": (teacher.intermediate_size, selection.neurons),
+        "key_value_heads": (teacher.num_key_value_heads, selection.key_value_heads),
+        "query_heads": (teacher.num_attention_heads, selection.query_heads),
+    }
+    for axis, (size, lists) in chosen.items():
+        for index in (index for indices in lists for index in indices):
+            if not 0 <= index < size:
+                raise InvalidInput(expected=f"indices from 0 to {size - 1}", got=index, where=("selection", axis))
 
 
 if __name__ == "__main__":

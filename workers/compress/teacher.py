@@ -124,7 +124,7 @@ def _parameters(stored: Mapping[str, Tensor], architecture: Architecture, family
         raise _unusable(f"a tensor {missing[0]}", f"none ({len(missing)} missing in all)")
     for name, shape in expected.items():
         if tuple(stored[name].shape) != shape:
-            raise _unusable(f"{name} of shape {list(shape)}", str(list(stored[name].shape)))
+            raise _unusable(f"{name} of shape {list(shape)}", list(stored[name].shape))
     extra = sorted(
         name
         for name in stored.keys() - expected.keys()
@@ -154,6 +154,6 @@ def _is_tied_head(name: str, stored: Mapping[str, Tensor], architecture: Archite
     )
 
 
-def _unusable(expected: str, got: str) -> UnusableTeacher:
+def _unusable(expected: str, got: object) -> UnusableTeacher:
     hint = "The weights do not belong to this config.json."
     return UnusableTeacher(expected=expected, got=got, where=_WHERE, hint=hint)

@@ -1,0 +1,261 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from search.errors import InsufficientText, InvalidRequest, UnusableTeacher
+from search.request import BudgetRequest, DataRequest, DistillationRequest, SearchRequest, TeacherRequest
+from tests.support.teachers import SEPARATOR, make_documents, make_text, make_tokenizer
+from workers.compress.data import (
+    LONGEST_PIECE,
+    SHORTEST_PIECE,
+    SPLITS,
+    Tokens,
+    cut,
+    load_tokenizer,
+    pack,
+    read_documents,
+    training_order,
+)
+
+DATA = DataRequest(train="any", sequence_length=32, calibration_samples=4, validation_samples=6, test_samples=5)
+REQUEST = SearchRequest(
+    teacher=TeacherRequest(model="any"),
+    budgets=(BudgetRequest(ratio=0.5),),
+    data=DATA,
+    distillation=DistillationRequest(tokens=32 * 40, batch_tokens=64),
+)
+BOS = 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    path = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(path)
+    return load_tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_text(tmp_path_factory.mktemp("text") / "stories.txt", documents=120)
+
+
+def packed(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, request: SearchRequest = REQUEST) -> Tokens:
+    return pack(files, tokenizer, request, vocab_size=256)
+
+
+def documents_in(windows: Tensor) -> list[tuple[int, ...]]:
+    """The documents that begin in a split, without BOS; the last one is cut off."""
+    documents: list[list[int]] = []
+    for token in windows.flatten().tolist():
+        if token == BOS:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return [tuple(document) for document in documents]
+
+
+def test_each_split_has_exactly_the_windows_asked_for(stories: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens = packed([stories], tokenizer)
+    shapes = {split: tuple(windows.shape) for split, windows in tokens.tensors.items()}
+    assert shapes == {"validation": (6, 32), "test": (5, 32), "calibration": (4, 32), "train": (40, 32)}
+    assert {windows.dtype for windows in tokens.tensors.values()} == {torch.int32}
+
+
+def test_the_tokens_are_whole_documents_of_the_text_each_begun_with_bos_and_none_is_in_two_splits(
+    stories: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    known = {tuple(tokenizer.encode(text, add_special_tokens=False)) for text in make_documents(120)}
+    tokens = packed([stories], tokenizer)
+    seen: dict[tuple[int, ...], str] = {}
+    for split, windows in tokens.tensors.items():
+        assert windows[0, 0] == BOS
+        *whole, last = documents_in(windows)
+        for document in whole:
+            assert document in known
+            assert seen.setdefault(document, split) == split
+        assert any(document[: len(last)] == last for document in known - seen.keys())
+
+
+def test_the_order_of_documents_names_and_files_does_not_matter(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, stories: Path
+) -> None:
+    texts = make_documents(120)[::-1]
+    (tmp_path / "b.txt").write_text(f"\n{SEPARATOR}\n".join(texts[:50]))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts[50:]))
+    assert packed([tmp_path / "b.txt", tmp_path / "a.jsonl"], tokenizer).digest == packed([stories], tokenizer).digest
+
+
+def test_exact_repeats_are_read_once(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, stories: Path) -> None:
+    again = tmp_path / "again.txt"
+    again.write_text(stories.read_text())
+    assert packed([stories, again], tokenizer).digest == packed([stories], tokenizer).digest
+
+
+def test_what_is_held_out_does_not_move_when_more_is_calibrated_or_trained_on(
+    stories: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    one = packed([stories], tokenizer)
+    more = replace(
+        REQUEST,
+        data=replace(DATA, calibration_samples=9),
+        distillation=DistillationRequest(tokens=32 * 60, batch_tokens=64),
+    )
+    other = packed([stories], tokenizer, more)
+    assert torch.equal(one.validation, other.validation)
+    assert torch.equal(one.test, other.test)
+    assert torch.equal(one.calibration, other.calibration[:4])
+    assert not torch.equal(one.train, other.train[:40])  # training gives way
+
+
+def test_the_digest_is_of_the_tokens(stories: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    tokens = packed([stories], tokenizer)
+    save_file(tokens.tensors, tmp_path / "tokens.safetensors")
+    read = Tokens.load(tmp_path / "tokens.safetensors")
+    assert read.digest == tokens.digest
+    changed = tokens.train.clone()
+    changed[3, 4] += 1
+    assert replace(tokens, train=changed).digest != tokens.digest
+    assert replace(tokens, test=tokens.validation, validation=tokens.test).digest != tokens.digest
+
+
+def test_too_little_text_is_refused_with_both_numbers(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = make_documents(20)
+    (tmp_path / "few.txt").write_text(SEPARATOR.join(texts))
+    available = sum(1 + len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    assert available < REQUEST.tokens_needed
+    with pytest.raises(InsufficientText) as caught:
+        packed([tmp_path / "few.txt"], tokenizer)
+    assert caught.value.got == available
+    assert caught.value.details["available"] == available
+    assert caught.value.where == ("data", "train")
+    # What splits lose at their ends is needed too.
+    assert REQUEST.tokens_needed <= caught.value.details["needed"] < REQUEST.tokens_needed + 3 * 200
+
+
+def test_as_many_tokens_as_are_said_to_be_needed_are_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One-token documents lose nothing at the ends of splits: the number asked for is exact."""
+    words = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    single = [word for word in words if len(tokenizer.encode(word, add_special_tokens=False)) == 1]
+    request = replace(
+        REQUEST,
+        data=replace(DATA, sequence_length=2, calibration_samples=1, validation_samples=1, test_samples=1),
+        distillation=DistillationRequest(tokens=2 * (len(single) - 3), batch_tokens=2),
+    )
+    (tmp_path / "exact.txt").write_text(SEPARATOR.join(single))
+    assert packed([tmp_path / "exact.txt"], tokenizer, request).train.shape == (len(single) - 3, 2)
+    (tmp_path / "short.txt").write_text(SEPARATOR.join(single[1:]))
+    with pytest.raises(InsufficientText):
+        packed([tmp_path / "short.txt"], tokenizer, request)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
+    stories: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(UnusableTeacher, match="vocab_size = 20"):
+        pack([stories], tokenizer, REQUEST, vocab_size=20)
+
+
+def test_documents_without_bos_are_begun_with_eos(stories: Path, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.bos_token = None
+    assert packed([stories], tokenizer).train.flatten().tolist().count(1) > 20
+
+
+def test_a_directory_without_a_tokenizer_is_no_teacher(tmp_path: Path) -> None:
+    with pytest.raises(UnusableTeacher, match="tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+# Reading.
+
+
+def test_documents_are_stripped_and_empty_ones_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"  one\n{SEPARATOR}\n\n{SEPARATOR}two\nlines {SEPARATOR}")
+    assert list(read_documents([tmp_path / "a.txt"], DATA)) == ["one", "two\nlines"]
+
+
+def test_another_separator_and_another_field_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n---\ntwo")
+    (tmp_path / "b.jsonl").write_text('{"body": "three"}\n\n{"body": "four", "text": "not this"}\n')
+    request = replace(DATA, document_separator="---", text_field="body")
+    found = list(read_documents([tmp_path / "a.txt", tmp_path / "b.jsonl"], request))
+    assert found == ["one", "two", "three", "four"]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 3}', "null"])
+def test_a_line_of_jsonl_without_the_text_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
+    with pytest.raises(InvalidRequest, match=r"a\.jsonl, line 2") as caught:
+        list(read_documents([tmp_path / "a.jsonl"], DATA))
+    assert caught.value.where == ("data", "text_field")
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidRequest, match=r"a\.txt, byte 3"):
+        list(read_documents([tmp_path / "a.txt"], DATA))
+
+
+def test_one_long_file_without_separators_becomes_many_documents(tmp_path: Path) -> None:
+    book = "\n\n".join(make_documents(600))
+    (tmp_path / "book.txt").write_text(book)
+    pieces = list(read_documents([tmp_path / "book.txt"], DATA))
+    assert len(pieces) > 5
+    assert "\n\n".join(pieces) == book
+
+
+# Cutting.
+
+
+@given(st.text(alphabet="ab \n", max_size=40).map(lambda seed: (seed + "-") * 3_000))
+def test_pieces_put_together_are_the_text_and_none_is_too_long(text: str) -> None:
+    pieces = list(cut(text))
+    assert "".join(pieces) == text
+    assert all(SHORTEST_PIECE <= len(piece) <= LONGEST_PIECE for piece in pieces[:-1])
+    assert len(pieces[-1]) <= LONGEST_PIECE
+
+
+def test_a_cut_is_at_a_paragraph_else_a_line_else_a_word_else_anywhere() -> None:
+    def first_piece(mark: str) -> str:
+        text = "x" * 10_000 + mark + "x" * 10_000
+        return next(cut(text))
+
+    assert first_piece(" a\nb\n\nc") == "x" * 10_000 + " a\nb\n\n"
+    assert first_piece(" a\nb") == "x" * 10_000 + " a\n"
+    assert first_piece(" a") == "x" * 10_000 + " "
+    assert first_piece("") == "x" * LONGEST_PIECE
+    assert list(cut("x" * LONGEST_PIECE)) == ["x" * LONGEST_PIECE]
+
+
+# Order.
+
+
+def test_the_seed_permutes_the_training_windows() -> None:
+    one = training_order(100, seed=0)
+    assert torch.equal(one, training_order(100, seed=0))
+    assert not torch.equal(one, training_order(100, seed=1))
+    assert sorted(one.tolist()) == list(range(100))
+
+
+def test_the_splits_are_those_of_the_tokens() -> None:
+    assert set(SPLITS) == set(Tokens.__dataclass_fields__)
+
+
+@pytest.mark.data
+def test_real_stories_are_packed_the_same_everywhere(data_dir: Path) -> None:
+    """Golden digest: the split decides every number of a search, so it must not change unnoticed."""
+    tokenizer = load_tokenizer(data_dir / "models" / "stories260K")
+    request = replace(REQUEST, data=DataRequest(train="tinystories"), distillation=DistillationRequest())
+    files = sorted((data_dir / "corpora" / "tinystories").glob("*.txt"))
+    tokens = pack(files, tokenizer, request, vocab_size=512)
+    assert tokens.digest == "b4ca113422f22c2d1837cebc9d2ec18d8d79d977ff768452ffcc13fa2c1eab73"

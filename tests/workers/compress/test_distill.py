@@ -1,0 +1,158 @@
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from search.errors import CandidateFailed
+from search.request import DistillationRequest
+from tests.support.llamas import random_llama, some_tokens
+from workers.compress.distill import Rung, distill, learning_rate, rung_steps
+from workers.compress.evaluate import held_out
+
+REQUEST = DistillationRequest(tokens=16 * 40, batch_tokens=16 * 2, learning_rate=3e-3, warmup_steps=2)
+WINDOWS = some_tokens(batch=40, length=16).int()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> PreTrainedModel:
+    return random_llama(seed=0).model
+
+
+def new_student(seed: int = 7) -> PreTrainedModel:
+    return random_llama(seed=seed, num_hidden_layers=1).model.requires_grad_()
+
+
+def run(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    request: DistillationRequest = REQUEST,
+    *,
+    rungs: tuple[int, ...] = (20,),
+    seed: int = 0,
+) -> list[Rung]:
+    return list(distill(student, teacher, WINDOWS, request, rungs=rungs, seed=seed))
+
+
+def weights(model: PreTrainedModel) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_student_comes_nearer_to_the_teacher(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    before = held_out(student, teacher, WINDOWS, batch_windows=8).kl
+    rungs = run(student, teacher, rungs=(10, 20))
+    assert rungs[1].train_kl < rungs[0].train_kl < before
+    assert held_out(student, teacher, WINDOWS, batch_windows=8).kl < 0.8 * before
+
+
+def test_a_run_pauses_at_its_rungs_and_ends_with_the_last(teacher: PreTrainedModel) -> None:
+    assert [rung.tokens for rung in run(new_student(), teacher, rungs=(5, 10, 20))] == [160, 320, 640]
+
+
+def test_where_it_is_measured_changes_nothing(teacher: PreTrainedModel) -> None:
+    one, other = new_student(), new_student()
+    run(one, teacher, rungs=(20,))
+    run(other, teacher, rungs=(3, 11, 20))
+    assert same(weights(one), weights(other))
+
+
+def test_the_training_loss_is_the_mean_since_the_rung_before(teacher: PreTrainedModel) -> None:
+    every_step = run(new_student(), teacher, rungs=tuple(range(1, 21)))
+    halves = run(new_student(), teacher, rungs=(10, 20))
+    for half, steps in zip(halves, (every_step[:10], every_step[10:]), strict=True):
+        assert half.train_kl == pytest.approx(sum(step.train_kl for step in steps) / 10, rel=1e-12)
+
+
+def test_the_same_seed_gives_the_same_student_bit_for_bit(teacher: PreTrainedModel) -> None:
+    one, other, third = new_student(), new_student(), new_student()
+    assert run(one, teacher) == run(other, teacher)
+    run(third, teacher, seed=1)
+    assert same(weights(one), weights(other))
+    assert not same(weights(one), weights(third))
+
+
+def test_the_teacher_stays_as_it_is(teacher: PreTrainedModel) -> None:
+    before = weights(teacher)
+    run(new_student(), teacher)
+    assert same(before, weights(teacher))
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_every_parameter_of_the_student_is_trained(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    before = weights(student)
+    run(student, teacher)
+    unchanged = [torch.equal(a, b) for a, b in zip(before, weights(student), strict=True)]
+    assert not any(unchanged)
+
+
+def test_an_optimiser_step_is_plain_adamw_on_the_clipped_gradient(teacher: PreTrainedModel) -> None:
+    request = replace(REQUEST, tokens=32, warmup_steps=0)
+    student = new_student()
+    reference = copy.deepcopy(student)
+    run(student, teacher, request, rungs=(1,))
+    chosen = WINDOWS[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:2]]
+    log_q = torch.log_softmax(reference(input_ids=chosen).logits, -1)
+    with torch.no_grad():
+        log_p = torch.log_softmax(teacher(input_ids=chosen).logits, -1)
+    (log_p.exp() * (log_p - log_q)).sum(-1).mean().backward()
+    gradients = [parameter.grad for parameter in reference.parameters()]
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
+    for parameter, gradient, trained in zip(reference.parameters(), gradients, student.parameters(), strict=True):
+        assert gradient is not None
+        clipped = gradient * min(1.0, 1.0 / (norm + 1e-6))
+        # The first step of Adam: both averages, corrected for their bias, are the gradient and its square.
+        expected = parameter - 3e-3 * clipped / (clipped.abs() + 1e-8)
+        torch.testing.assert_close(trained, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    run_ = distill(student, teacher, WINDOWS, REQUEST, rungs=(3, 20), seed=0)
+    next(run_)
+    with torch.no_grad():
+        next(student.parameters()).fill_(float("inf"))
+    with pytest.raises(CandidateFailed, match="diverged at step 4 of 20: loss nan") as caught:
+        next(run_)
+    assert "learning_rate" in caught.value.reason
+
+
+def test_rungs_are_whole_steps_and_end_with_the_run() -> None:
+    assert rung_steps((0.25, 0.5, 0.75, 1.0), steps=400) == (100, 200, 300, 400)
+    assert rung_steps((0.5, 1.0), steps=5) == (2, 5)
+    assert rung_steps((0.1, 0.2, 1.0), steps=2) == (1, 2)
+    assert rung_steps((1.0,), steps=1) == (1,)
+
+
+def test_the_rate_warms_up_linearly_and_falls_along_half_a_cosine() -> None:
+    request = DistillationRequest(tokens=400, batch_tokens=1, learning_rate=1e-3, warmup_steps=20)
+    rates = [learning_rate(step, request) for step in range(400)]
+    assert rates[:3] == pytest.approx([5e-5, 1e-4, 1.5e-4])
+    assert rates[19] == rates[20] == max(rates) == pytest.approx(1e-3)
+    assert rates[210] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[399] == pytest.approx(1e-4, rel=1e-3)
+
+
+@given(steps=st.integers(1, 300), warmup=st.integers(0, 500), final=st.floats(0, 1))
+def test_the_rate_stays_between_its_ends_and_never_warms_longer_than_a_tenth(
+    steps: int, warmup: int, final: float
+) -> None:
+    request = DistillationRequest(
+        tokens=steps, batch_tokens=1, learning_rate=1.0, warmup_steps=warmup, final_learning_rate_ratio=final
+    )
+    rates = [learning_rate(step, request) for step in range(steps)]
+    peak = rates.index(max(rates))
+    assert peak <= steps // 10
+    assert max(rates) == pytest.approx(1.0)
+    assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    assert min(rates[peak:]) >= final - 1e-12

@@ -1,0 +1,203 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
+from search.planning import feasible_sets
+from search.ports import EvaluationTask
+from search.records import Measurement, RunResult, SearchRecord
+from search.request import TeacherRequest
+from search.selection import Selection
+from search.serialization import from_json
+from tests.support.homes import REQUEST, Home, task_for, with_learning_rate
+from tests.support.teachers import make_teacher
+from workers.compress.evaluate import held_out
+from workers.compress.model import build_model, count_parameters
+from workers.compress.pipeline import Workbench, build_student, evaluate, prepare
+from workers.compress.slicing import select
+from workers.compress.teacher import check_finite
+
+TOTAL = REQUEST.distillation.tokens
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+def prepared(home: Home, search: SearchRecord | None = None) -> SearchRecord:
+    search = search or home.search()
+    sources = home.sources
+    preparation = prepare(
+        search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
+    )
+    return replace(search, preparation=preparation)
+
+
+@pytest.fixture(scope="module")
+def search(home: Home) -> SearchRecord:
+    return prepared(home)
+
+
+def bench_of(home: Home, search: SearchRecord) -> Workbench:
+    return Workbench.load(search, model_roots=[home.models], artifacts=home.artifacts)
+
+
+@pytest.fixture(scope="module")
+def bench(home: Home, search: SearchRecord) -> Workbench:
+    return bench_of(home, search)
+
+
+def run(bench: Workbench, task: EvaluationTask) -> tuple[list[tuple[Measurement, ...]], RunResult]:
+    *rungs, result = evaluate(bench, task)
+    assert isinstance(result, RunResult)
+    measured = [rung for rung in rungs if not isinstance(rung, RunResult)]
+    assert len(measured) == len(rungs)
+    return measured, result
+
+
+@pytest.fixture(scope="module")
+def outcome(bench: Workbench, search: SearchRecord) -> tuple[list[tuple[Measurement, ...]], RunResult]:
+    return run(bench, task_for(search))
+
+
+def test_a_preparation_tells_what_was_read_and_how_good_the_teacher_is(home: Home, search: SearchRecord) -> None:
+    preparation = search.preparation
+    assert preparation is not None
+    assert preparation.teacher_parameters == search.teacher.parameters
+    assert preparation.train_tokens == TOTAL
+    assert preparation.teacher_metrics.keys() == {"validation_loss", "test_loss"}
+    assert all(math.isfinite(loss) for loss in preparation.teacher_metrics.values())
+    assert preparation.seconds.keys() == {"load_teacher", "pack_text", "judge_teacher", "score_importance"}
+    assert preparation.environment["threads"] == "1"
+    assert preparation.environment["teacher_dtype"] == "float32"
+
+
+def test_preparing_twice_gives_the_same_artifacts(home: Home, search: SearchRecord) -> None:
+    again = prepared(home).preparation
+    assert search.preparation is not None
+    assert again is not None
+    for field in ("teacher_digest", "data_digest", "tokens_artifact", "importance_artifact", "teacher_metrics"):
+        assert getattr(again, field) == getattr(search.preparation, field)
+
+
+def test_a_candidate_is_measured_before_distillation_and_at_every_rung(
+    outcome: tuple[list[tuple[Measurement, ...]], RunResult],
+) -> None:
+    told = [[(m.tokens, m.metric) for m in rung] for rung in outcome[0]]
+    assert told == [
+        [(0, "validation_loss"), (0, "validation_kl")],
+        [(TOTAL // 2, "validation_loss"), (TOTAL // 2, "validation_kl"), (TOTAL // 2, "train_kl")],
+        [
+            (TOTAL, "validation_loss"),
+            (TOTAL, "validation_kl"),
+            (TOTAL, "test_loss"),
+            (TOTAL, "test_kl"),
+            (TOTAL, "train_kl"),
+        ],
+    ]
+
+
+def test_distillation_brings_it_nearer_to_the_teacher(
+    outcome: tuple[list[tuple[Measurement, ...]], RunResult],
+) -> None:
+    kl = [m.value for rung in outcome[0] for m in rung if m.metric == "validation_kl"]
+    assert kl[2] < kl[1] < kl[0]
+
+
+def test_a_result_holds_the_selection_the_weights_and_where_the_time_went(
+    home: Home, search: SearchRecord, bench: Workbench, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    task, (rungs, result) = task_for(search), outcome
+    with home.artifacts.open(result.selection_artifact) as file:
+        selection = from_json(Selection, json.load(file))
+    assert selection == select(bench.importance, task.architecture, teacher=bench.teacher.architecture)
+    assert result.measured_parameters == task.parameters
+    assert result.seconds.keys() == {"slice", "measure", "distill", "store"}
+    assert result.environment["torch"] == torch.__version__
+
+    weights = load_file(home.artifacts.local_path(result.checkpoint_artifact))
+    assert sum(tensor.numel() for tensor in weights.values()) == task.parameters
+    student = build_student(bench.teacher, task.architecture, selection)
+    distilled = build_model(student.config.to_dict(), weights)
+    again = held_out(distilled, bench.teacher.model, bench.tokens.validation, batch_windows=8)
+    measured = {m.metric: m.value for m in rungs[-1]}
+    assert again.loss == pytest.approx(measured["validation_loss"], rel=1e-6)
+    assert again.kl == pytest.approx(measured["validation_kl"], rel=1e-6)
+
+
+def test_a_candidate_is_reproduced_bit_for_bit_and_another_seed_is_another_run(
+    home: Home, search: SearchRecord, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    rungs, result = run(bench_of(home, search), task_for(search))
+    assert rungs == outcome[0]
+    assert result.checkpoint_artifact == outcome[1].checkpoint_artifact
+    others, other = run(bench_of(home, search), replace(task_for(search), seed=1))
+    assert others[0] == outcome[0][0]  # the pruned model has no seed
+    assert other.checkpoint_artifact != outcome[1].checkpoint_artifact
+
+
+def test_the_teacher_as_a_candidate_starts_as_the_teacher(bench: Workbench, search: SearchRecord) -> None:
+    task = replace(task_for(search), architecture=bench.teacher.architecture, parameters=search.teacher.parameters)
+    before = next(evaluate(bench, task))
+    assert not isinstance(before, RunResult)
+    values = {m.metric: m.value for m in before}
+    assert search.preparation is not None
+    assert values == {
+        "validation_loss": search.preparation.teacher_metrics["validation_loss"],
+        "validation_kl": 0.0,
+    }
+
+
+def test_a_model_that_is_not_as_large_as_counted_is_refused(bench: Workbench, search: SearchRecord) -> None:
+    task = task_for(search)
+    with pytest.raises(CandidateFailed, match=rf"has {task.parameters} parameters, but {task.parameters + 1} were"):
+        list(evaluate(bench, replace(task, parameters=task.parameters + 1)))
+
+
+def test_a_candidate_that_diverges_fails_with_its_reason_and_the_next_one_runs(
+    home: Home, search: SearchRecord, bench: Workbench
+) -> None:
+    hopeless = replace(search, request=with_learning_rate(REQUEST, 1e30))
+    with pytest.raises(CandidateFailed, match=r"diverged at step \d+ of 32"):
+        list(evaluate(bench, task_for(hopeless)))
+    check_finite(bench.teacher)
+    run(bench, task_for(search, index=1))
+
+
+def test_every_proposed_architecture_can_be_built_as_counted(bench: Workbench, search: SearchRecord) -> None:
+    points = feasible_sets(search)[0].points
+    assert len(points) > 10
+    for index in range(len(points)):
+        task = task_for(search, index=index)
+        selection = select(bench.importance, task.architecture, teacher=bench.teacher.architecture)
+        assert count_parameters(build_student(bench.teacher, task.architecture, selection)) == task.parameters
+
+
+def test_a_teacher_whose_weights_are_not_finite_fails_the_preparation(home: Home) -> None:
+    make_teacher(home.models / "poisoned", poison=True)
+    request = replace(REQUEST, teacher=TeacherRequest(model="poisoned"))
+    with pytest.raises(UnusableTeacher, match="NaN"):
+        prepared(home, home.search(request))
+
+
+def test_text_that_is_too_short_by_tokens_fails_the_preparation(home: Home) -> None:
+    enough_bytes = replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=2**19))
+    with pytest.raises(InsufficientText) as caught:
+        prepared(home, home.search(enough_bytes))
+    assert isinstance(caught.value.got, int)
+
+
+def test_a_teacher_that_changed_under_the_search_is_refused(home: Home) -> None:
+    make_teacher(home.models / "shifting", seed=1)
+    ready = prepared(home, home.search(replace(REQUEST, teacher=TeacherRequest(model="shifting"))))
+    make_teacher(home.models / "shifting", seed=2)
+    with pytest.raises(UnusableTeacher, match="changed under the search"):
+        bench_of(home, ready)
+    make_teacher(home.models / "shifting", seed=1, rms_norm_eps=1e-4)
+    with pytest.raises(UnusableTeacher, match=r"config\.json"):
+        bench_of(home, ready)

@@ -1,0 +1,152 @@
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from search.counting import non_embedding_parameters
+from search.errors import InvalidInput, NotReady
+from search.records import CandidateRecord, RunResult, RunState, SearchRecord
+from tests.support.homes import Home, task_for
+from workers.compress.data import Tokens
+from workers.compress.pipeline import Workbench, evaluate, prepare
+from workers.export import build_checkpoint, new_directory
+
+
+def finished(home: Home) -> tuple[SearchRecord, CandidateRecord]:
+    """A search with one candidate, evaluated."""
+    sources = home.sources
+    search = home.search()
+    search = replace(
+        search,
+        preparation=prepare(
+            search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
+        ),
+    )
+    task = task_for(search)
+    bench = Workbench.load(search, model_roots=sources.model_roots, artifacts=sources.artifacts)
+    *rungs, result = evaluate(bench, task)
+    assert isinstance(result, RunResult)
+    return search, CandidateRecord(
+        id=task.candidate_id,
+        search_id=search.id,
+        number=0,
+        budget_index=0,
+        architecture=task.architecture,
+        parameters=task.parameters,
+        non_embedding_parameters=non_embedding_parameters(task.architecture),
+        run_id=task.run_id,
+        seed=task.seed,
+        state=RunState.COMPLETED,
+        attempts=1,
+        created_at=datetime.now(UTC),
+        result=result,
+        measurements=tuple(m for rung in rungs if not isinstance(rung, RunResult) for m in rung),
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"), tie_word_embeddings=request.param, attention_bias=request.param)
+
+
+@pytest.fixture(scope="module")
+def outcome(home: Home) -> tuple[SearchRecord, CandidateRecord]:
+    return finished(home)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    home: Home, outcome: tuple[SearchRecord, CandidateRecord], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "winner"
+    search, candidate = outcome
+    build_checkpoint(search, candidate, model_roots=[home.models], artifacts=home.artifacts, out=out)
+    return out
+
+
+def test_plain_transformers_load_it_and_find_the_loss_of_the_leaderboard(
+    home: Home, outcome: tuple[SearchRecord, CandidateRecord], checkpoint: Path
+) -> None:
+    search, candidate = outcome
+    loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    model, report = loaded
+    assert not any(report.values()), report
+    assert model.dtype == torch.float32
+    assert model.num_parameters() == candidate.parameters
+    assert search.preparation is not None
+    tokens = Tokens.load(home.artifacts.local_path(search.preparation.tokens_artifact))
+    for metric, windows in (("validation_loss", tokens.validation), ("test_loss", tokens.test)):
+        with torch.no_grad():
+            logits = model(input_ids=windows.long()).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten().long())
+        assert float(loss) == pytest.approx(candidate.metric(metric), abs=1e-4)
+
+
+def test_the_tokenizer_is_the_teachers_and_the_model_writes_with_it(home: Home, checkpoint: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint)
+    prompt = tokenizer("The fox saw", return_tensors="pt", return_token_type_ids=False)
+    teachers = AutoTokenizer.from_pretrained(home.models / "tiny")
+    assert prompt["input_ids"].tolist() == [teachers("The fox saw")["input_ids"]]
+    written = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(written[0], skip_special_tokens=True).startswith("The fox saw")
+
+
+def test_the_directory_holds_what_a_hugging_face_model_has_and_no_code(checkpoint: Path) -> None:
+    assert {path.name for path in checkpoint.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    assert "torch_dtype" not in config
+    assert "auto_map" not in config
+
+
+def test_a_directory_that_exists_is_left_alone(
+    home: Home, outcome: tuple[SearchRecord, CandidateRecord], tmp_path: Path
+) -> None:
+    search, candidate = outcome
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InvalidInput, match="does not exist yet"):
+        build_checkpoint(search, candidate, model_roots=[home.models], artifacts=home.artifacts, out=tmp_path / "out")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+
+
+def test_a_candidate_without_a_result_has_no_checkpoint(
+    home: Home, outcome: tuple[SearchRecord, CandidateRecord], tmp_path: Path
+) -> None:
+    search, candidate = outcome
+    running = replace(candidate, state=RunState.RUNNING, result=None)
+    with pytest.raises(NotReady, match="running"):
+        build_checkpoint(search, running, model_roots=[home.models], artifacts=home.artifacts, out=tmp_path / "out")
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill() -> None:
+        with new_directory(tmp_path / "half") as folder:
+            (folder / "one").write_text("1")
+            assert not (tmp_path / "half").exists()
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+    with new_directory(tmp_path / "whole") as folder:
+        (folder / "one").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert (tmp_path / "whole" / "one").read_text() == "1"
+
+
+def test_a_directory_needs_a_parent(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="existing directory"), new_directory(tmp_path / "no" / "where"):
+        raise AssertionError

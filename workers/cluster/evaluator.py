@@ -32,8 +32,9 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 def connect(settings: WorkerSettings) -> Mapping[str, float]:
     """Join the configured Ray cluster, or start one on this machine; its resources.
 
-    A local Ray ends with this process, however that ends: the kernel kills Ray's processes with the *thread* that
-    started them, so call this on the main one. Ray replaces the SIGTERM handler: install yours afterwards.
+    A local Ray ends with this process, however that ends: the kernel kills Ray's servers with the *thread* that
+    started them, so call this on the main one, and they take the workers along (two idle agents follow within a
+    minute). Ray replaces the SIGTERM handler: install yours afterwards.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"namespace": "espalier", "log_to_driver": True, "logging_level": "error"}
@@ -94,10 +95,12 @@ def build_archive_remotely(
 
 def _wait(task: "ray.ObjectRef[Any]", *, should_stop: Callable[[], bool]) -> Any:
     """A task's result, or the exception that it raised."""
-    while not ray.wait([task], timeout=POLL_S)[0]:
+    done: Sequence[Any] = ()
+    while not done:
         if should_stop():
             ray.cancel(task, force=True)
             raise Interrupted("told to stop while the cluster was working")
+        done, _ = ray.wait([task], timeout=POLL_S)
     try:
         return ray.get(task)
     except RayTaskError as error:

@@ -13,6 +13,7 @@ import torch
 from search.errors import EspalierError
 from search.ports import EvaluationEvent, RunFailed, RunFinished, RunMeasured, RunStarted
 from search.records import Preparation, SearchRecord
+from search.request import SearchRequest
 from tests.contracts.evaluator import PipelineEvaluatorContract, assert_a_whole_run, events_until_ended
 from tests.support.homes import REQUEST, Home, descendants, is_alive, task_for, wait_until
 from workers.cluster.evaluator import RayEvaluator, connect, disconnect
@@ -54,16 +55,20 @@ def evaluator(settings: WorkerSettings, home: Home) -> Iterator[RayEvaluator]:
     evaluator.close()
 
 
+def prepare_here(home: Home, request: SearchRequest) -> Preparation:
+    """In this process, which is faster than on the cluster."""
+    torch.set_num_threads(1)
+    return InProcessEvaluator(home.sources).prepare(home.search(request), should_stop=lambda: False)
+
+
 @pytest.fixture(scope="module")
 def preparation(home: Home) -> Preparation:
-    """Of any search of these tests: they differ in what no preparation depends on. Made here, as that is faster."""
-    torch.set_num_threads(1)
-    return InProcessEvaluator(home.sources).prepare(home.search(), should_stop=lambda: False)
+    return prepare_here(home, REQUEST)
 
 
-@pytest.fixture
-def long_search(home: Home, preparation: Preparation) -> SearchRecord:
-    return replace(home.search(LONG), preparation=preparation)
+@pytest.fixture(scope="module")
+def long_search(home: Home) -> SearchRecord:
+    return replace(home.search(LONG), preparation=prepare_here(home, LONG))
 
 
 def free_gpus() -> float:

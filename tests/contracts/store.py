@@ -901,6 +901,8 @@ class Evaluating:
         illegal: list[Callable[[], object]] = [
             lambda: store.finish_run(lease, pending.run_id, result(pending)),
             lambda: store.fail_run(lease, pending.run_id, "why"),
+            lambda: store.record(lease, pending.run_id, [loss(1.0)]),
+            lambda: store.record(lease, done.run_id, [loss(1.0, tokens=10**6)]),
             lambda: store.start_run(lease, done.run_id, worker="worker"),
             lambda: store.fail_run(lease, done.run_id, "why", again=True),
             lambda: store.finish_run(lease, done.run_id, result(done)),

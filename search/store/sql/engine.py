@@ -1,9 +1,10 @@
 """Engines: how to open a database so that it keeps the store's promises."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event
@@ -73,9 +74,9 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": _SQLITE_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: ConnectionPoolEntry) -> None:
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own, see below
-        connection.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(connection)
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     @event.listens_for(engine, "begin")
@@ -86,6 +87,22 @@ def make_engine(url: URL, *, foreign_keys: bool = True) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer work side by side.
+
+    On a new file this is a change, which SQLite refuses, instead of waiting, while another connection makes it.
+    """
+    deadline = time.monotonic() + _SQLITE_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def for_writing(engine: Engine) -> Engine:

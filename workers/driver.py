@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 
@@ -45,6 +46,8 @@ from workers.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 ShouldStop = Callable[[], bool]
+#: Sees a leased job to its end. Raises `Interrupted` where it shall stop.
+Work = Callable[[Lease, ShouldStop], None]
 
 
 @dataclass(slots=True)
@@ -63,66 +66,79 @@ class StopFlag:
 
 
 class Driver:
-    """Leases jobs and sees them through, until told to stop. Ray must be connected."""
+    """Leases jobs and sees them through, a lane for each kind, until told to stop.
 
-    def __init__(self, settings: WorkerSettings, store: Store, sources: Sources, *, stop: StopFlag) -> None:
+    Args:
+        settings: how long leases last, how often to look for jobs.
+        store: where the jobs are.
+        work: what to do with a job of each kind; the first one is done on the calling thread, others on their own.
+        stop: whether to stop.
+    """
+
+    def __init__(self, settings: WorkerSettings, store: Store, work: Mapping[JobKind, Work], *, stop: StopFlag) -> None:
         self._settings = settings
         self._store = store
-        self._sources = sources
+        self._work = work
         self._stop = stop
         self._me = describe_driver()
+        self._beat = Heartbeat(store, self.report, ttl_s=settings.lease_ttl_s)
 
     @property
     def id(self) -> str:
         """As the database knows it."""
         return self._me.id
 
-    def report(self, resources: Mapping[str, float]) -> None:
-        """Tell the database that this driver lives and what it can use."""
-        self._me = replace(self._me, resources=resources)
+    def report(self, resources: Mapping[str, float] | None = None) -> None:
+        """Tell the database that this driver lives, and what it can use if that is news."""
+        if resources is not None:
+            self._me = replace(self._me, resources=resources)
         self._store.report_driver(self._me)
 
     def run(self) -> None:
         """Work until told to stop."""
-        beat = Heartbeat(self._store, lambda: self._store.report_driver(self._me), ttl_s=self._settings.lease_ttl_s)
-        with beat:
-            exports = threading.Thread(target=self._serve, args=("export", self._export, beat), name="exports")
-            exports.start()
+        first, *others = self._work
+        threads = [threading.Thread(target=self._serve, args=(kind,), name=kind) for kind in others]
+        with self._beat:
+            for thread in threads:
+                thread.start()
             try:
-                self._serve("search", self._search, beat)
+                self._serve(first)
             finally:
-                exports.join()
+                for thread in threads:
+                    thread.join()
 
-    def _serve(self, kind: JobKind, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
-        """A lane: one job after the other. Where it breaks, the other one ends too: half a driver is none."""
+    def _serve(self, kind: JobKind) -> None:
+        """A lane: one job after the other. Where it breaks, the others end too: half a driver is none."""
         try:
-            self._take_jobs(kind, work, beat)
+            while not self._stop.is_set:
+                if not self._take_job(kind):
+                    time.sleep(self._settings.poll_s)
         finally:
             self._stop.is_set = True
 
-    def _take_jobs(self, kind: JobKind, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
-        while not self._stop.is_set:
-            try:
-                lease = self._store.lease_job(kind, owner=self.id, ttl_s=self._settings.lease_ttl_s)
-                if lease is not None:
-                    self._see_through(lease, work, beat)
-                    continue
-            except OperationalError as error:  # what was leased will be leased again when it has expired
-                log.warning("the database does not answer", lane=kind, error=str(error.orig))
-            time.sleep(self._settings.poll_s)
+    def _take_job(self, kind: JobKind) -> bool:
+        """Whether there was a job, now seen through. One that a database's outage cuts short is leased again later."""
+        try:
+            lease = self._store.lease_job(kind, owner=self.id, ttl_s=self._settings.lease_ttl_s)
+            if lease is not None:
+                self._see_through(lease)
+            return lease is not None
+        except OperationalError as error:
+            log.warning("the database does not answer", kind=kind, error=str(error.orig))
+            return False
 
-    def _see_through(self, lease: Lease, work: Callable[[Lease, ShouldStop], None], beat: Heartbeat) -> None:
+    def _see_through(self, lease: Lease) -> None:
         logger = log.bind(kind=lease.kind, subject=lease.subject_id, token=lease.token)
         logger.info("taken")
-        with beat.keep(lease) as kept:
+        with self._beat.keep(lease) as kept:
             try:
-                self._attempt(lease, work, should_stop=lambda: self._stop.is_set or kept.lost)
+                self._attempt(lease, should_stop=lambda: self._stop.is_set or kept.lost)
             except LeaseLost:
-                logger.warning("dropped: another driver has it, or it was ended elsewhere")
+                logger.warning("dropped: another driver has it, or it has ended")
             else:
                 logger.info("released" if self._stop.is_set else "done")
 
-    def _attempt(self, lease: Lease, work: Callable[[Lease, ShouldStop], None], *, should_stop: ShouldStop) -> None:
+    def _attempt(self, lease: Lease, *, should_stop: ShouldStop) -> None:
         """Work; whatever goes wrong is stored with the job, except what says nothing about it.
 
         Raises:
@@ -130,7 +146,7 @@ class Driver:
             OperationalError: the database does not answer.
         """
         try:
-            work(lease, should_stop)
+            self._work[lease.kind](lease, should_stop)
         except Interrupted:
             self._store.release(lease)
         except (LeaseLost, OperationalError):
@@ -147,28 +163,29 @@ class Driver:
         else:
             self._store.finish_export(lease, error=error)
 
-    def _search(self, lease: Lease, should_stop: ShouldStop) -> None:
-        search = self._store.get_search(lease.subject_id)
-        request = search.request.strategy
-        strategies = [
-            make_strategy(request, feasible, seed=request.seed + index)
-            for index, feasible in enumerate(feasible_sets(search))
-        ]
-        with closing(RayEvaluator(self._settings, self._sources)) as evaluator:
-            run_search(
-                search,
-                lease,
-                store=self._store,
-                strategies=strategies,
-                evaluator=evaluator,
-                should_stop=should_stop,
-            )
 
-    def _export(self, lease: Lease, should_stop: ShouldStop) -> None:
-        candidate = self._store.get_candidate(lease.subject_id)
-        search = self._store.get_search(candidate.search_id)
-        artifact = build_archive_remotely(search, candidate, self._sources, self._settings, should_stop=should_stop)
-        self._store.finish_export(lease, artifact=artifact)
+def work_on_search(
+    settings: WorkerSettings, store: Store, sources: Sources, lease: Lease, should_stop: ShouldStop
+) -> None:
+    """Run a leased search on the connected Ray."""
+    search = store.get_search(lease.subject_id)
+    request = search.request.strategy
+    strategies = [
+        make_strategy(request, feasible, seed=request.seed + index)
+        for index, feasible in enumerate(feasible_sets(search))
+    ]
+    with closing(RayEvaluator(settings, sources)) as evaluator:
+        run_search(search, lease, store=store, strategies=strategies, evaluator=evaluator, should_stop=should_stop)
+
+
+def work_on_export(
+    settings: WorkerSettings, store: Store, sources: Sources, lease: Lease, should_stop: ShouldStop
+) -> None:
+    """Build a leased export's archive on the connected Ray."""
+    candidate = store.get_candidate(lease.subject_id)
+    search = store.get_search(candidate.search_id)
+    artifact = build_archive_remotely(search, candidate, sources, settings, should_stop=should_stop)
+    store.finish_export(lease, artifact=artifact)
 
 
 def describe_driver() -> DriverRecord:
@@ -200,7 +217,11 @@ def drive(settings: WorkerSettings) -> None:
         sources = Sources(
             model_roots=tuple(settings.model_roots), data_roots=tuple(settings.data_roots), artifacts=artifacts
         )
-        driver = Driver(settings, store, sources, stop=stop)
+        work: dict[JobKind, Work] = {
+            "search": partial(work_on_search, settings, store, sources),
+            "export": partial(work_on_export, settings, store, sources),
+        }
+        driver = Driver(settings, store, work, stop=stop)
         driver.report({})
         resources = connect(settings)
         stop.on_signals()  # after Ray, which installs its own

@@ -1,0 +1,54 @@
+"""Searches for a store, without a teacher's files: what was asked, and the sizes of a teacher that nobody loads."""
+
+from collections.abc import Sequence
+
+from search.architecture import Architecture
+from search.budget import Budget
+from search.counting import parameters
+from search.records import NewSearch, TeacherRecord
+from search.request import (
+    BudgetRequest,
+    DataRequest,
+    LimitsRequest,
+    SearchRequest,
+    StrategyKind,
+    StrategyRequest,
+    TeacherRequest,
+)
+
+TEACHER = Architecture(
+    family="llama",
+    num_hidden_layers=4,
+    hidden_size=64,
+    intermediate_size=128,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+    vocab_size=256,
+    tie_word_embeddings=True,
+)
+
+
+def submission(
+    *,
+    ratios: Sequence[float] = (0.5,),
+    max_candidates: int = 4,
+    max_parallel: int = 2,
+    deterministic: bool = False,
+    kind: StrategyKind = "tpe",
+) -> NewSearch:
+    """A validated submission against `TEACHER`."""
+    request = SearchRequest(
+        teacher=TeacherRequest(model="tiny"),
+        budgets=tuple(BudgetRequest(ratio=ratio) for ratio in ratios),
+        data=DataRequest(train="text"),
+        strategy=StrategyRequest(kind=kind, max_candidates=max_candidates, deterministic=deterministic),
+        limits=LimitsRequest(max_parallel=max_parallel),
+    )
+    count = parameters(TEACHER)
+    return NewSearch(
+        request=request,
+        teacher=TeacherRecord(model="tiny", architecture=TEACHER, parameters=count, config={}),
+        budgets=tuple(Budget.from_request(budget, teacher_parameters=count) for budget in request.budgets),
+        planned=len(ratios) * max_candidates,
+    )

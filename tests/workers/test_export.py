@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from search.counting import non_embedding_parameters
 from search.errors import InvalidInput, NotReady
 from search.records import CandidateRecord, RunResult, RunState, SearchRecord
+from search.selection import Selection
+from tests.support.files import ARCHITECTURE, CONFIG
 from tests.support.homes import Home, task_for
 from workers.compress.data import Tokens
 from workers.compress.pipeline import Workbench, evaluate, prepare
-from workers.export import build_checkpoint, new_directory
+from workers.export import build_checkpoint, new_directory, write_companions
 
 
 def finished(home: Home) -> tuple[SearchRecord, CandidateRecord]:
@@ -112,6 +114,12 @@ def test_the_directory_holds_what_a_hugging_face_model_has_and_no_code(checkpoin
     assert "auto_map" not in config
 
 
+def test_the_config_says_float32_whatever_the_teacher_was_stored_in(tmp_path: Path) -> None:
+    teacher, whole = {**CONFIG, "torch_dtype": "bfloat16"}, Selection.identity(ARCHITECTURE)
+    write_companions(tmp_path, ARCHITECTURE, whole, teacher=tmp_path, teacher_config=teacher)
+    assert json.loads((tmp_path / "config.json").read_text()) == {**CONFIG, "dtype": "float32"}
+
+
 def test_a_directory_that_exists_is_left_alone(
     home: Home, outcome: tuple[SearchRecord, CandidateRecord], tmp_path: Path
 ) -> None:
@@ -145,6 +153,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "one").write_text("1")
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
     assert (tmp_path / "whole" / "one").read_text() == "1"
+    assert (tmp_path / "whole").stat().st_mode & 0o777 == 0o755  # a temporary folder would be its maker's alone
 
 
 def test_a_directory_needs_a_parent(tmp_path: Path) -> None:

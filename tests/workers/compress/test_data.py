@@ -137,8 +137,24 @@ def test_too_little_text_is_refused_with_both_numbers(tmp_path: Path, tokenizer:
     assert caught.value.got == available
     assert caught.value.details["available"] == available
     assert caught.value.where == ("data", "train")
-    # What splits lose at their ends is needed too.
-    assert REQUEST.tokens_needed <= caught.value.details["needed"] < REQUEST.tokens_needed + 3 * 200
+
+
+def test_what_splits_lose_at_their_ends_is_counted_as_needed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pairs = [one + other for one in letters for other in letters]
+    three_tokens = [pair for pair in pairs if len(tokenizer.encode(pair, add_special_tokens=False)) == 2][:20]
+    request = replace(
+        REQUEST,
+        data=replace(DATA, sequence_length=4, calibration_samples=1, validation_samples=1, test_samples=1),
+        distillation=DistillationRequest(tokens=400, batch_tokens=4),
+    )
+    (tmp_path / "threes.txt").write_text(SEPARATOR.join(three_tokens))
+    with pytest.raises(InsufficientText) as caught:
+        packed([tmp_path / "threes.txt"], tokenizer, request)
+    # Each of three held-out splits takes two documents of three tokens for a window of four, and loses two.
+    assert caught.value.details == {"needed": request.tokens_needed + 3 * 2, "available": 60}
 
 
 def test_as_many_tokens_as_are_said_to_be_needed_are_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -14,6 +14,7 @@ from search.request import DistillationRequest
 from tests.support.llamas import random_llama, some_tokens
 from workers.compress.distill import Rung, distill, learning_rate, rung_steps
 from workers.compress.evaluate import held_out
+from workers.compress.losses import forward_kl
 
 REQUEST = DistillationRequest(tokens=16 * 40, batch_tokens=16 * 2, learning_rate=3e-3, warmup_steps=2)
 WINDOWS = some_tokens(batch=40, length=16).int()
@@ -96,24 +97,40 @@ def test_every_parameter_of_the_student_is_trained(teacher: PreTrainedModel) -> 
     assert not any(unchanged)
 
 
-def test_an_optimiser_step_is_plain_adamw_on_the_clipped_gradient(teacher: PreTrainedModel) -> None:
-    request = replace(REQUEST, tokens=32, warmup_steps=0)
+def test_a_run_is_plain_adamw_on_clipped_gradients_at_the_scheduled_rates(teacher: PreTrainedModel) -> None:
     student = new_student()
     reference = copy.deepcopy(student)
-    run(student, teacher, request, rungs=(1,))
-    chosen = WINDOWS[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:2]]
-    log_q = torch.log_softmax(reference(input_ids=chosen).logits, -1)
-    with torch.no_grad():
-        log_p = torch.log_softmax(teacher(input_ids=chosen).logits, -1)
-    (log_p.exp() * (log_p - log_q)).sum(-1).mean().backward()
-    gradients = [parameter.grad for parameter in reference.parameters()]
-    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-    for parameter, gradient, trained in zip(reference.parameters(), gradients, student.parameters(), strict=True):
-        assert gradient is not None
-        clipped = gradient * min(1.0, 1.0 / (norm + 1e-6))
-        # The first step of Adam: both averages, corrected for their bias, are the gradient and its square.
-        expected = parameter - 3e-3 * clipped / (clipped.abs() + 1e-8)
+    parameters = list(reference.parameters())
+    run(student, teacher)
+
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(20):
+        chosen = WINDOWS[order[2 * step : 2 * step + 2]]
+        log_q = torch.log_softmax(reference(input_ids=chosen).logits, -1)
+        with torch.no_grad():
+            log_p = torch.log_softmax(teacher(input_ids=chosen).logits, -1)
+        gradients = torch.autograd.grad((log_p.exp() * (log_p - log_q)).sum(-1).mean(), parameters)
+        norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, means, squares, strict=True):
+                clipped = g * min(1.0, 1.0 / (norm + 1e-6))
+                m.mul_(0.9).add_(0.1 * clipped)
+                v.mul_(0.95).add_(0.05 * clipped.square())
+                unbiased = (m / (1 - 0.9 ** (step + 1)), v / (1 - 0.95 ** (step + 1)))
+                p.sub_(learning_rate(step, REQUEST) * unbiased[0] / (unbiased[1].sqrt() + 1e-8))
+    for trained, expected in zip(student.parameters(), parameters, strict=True):
         torch.testing.assert_close(trained, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_temperature_is_that_of_the_loss(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    chosen = WINDOWS[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:2]]
+    with torch.no_grad():
+        models = (student, teacher)
+        expected = forward_kl(*(model(input_ids=chosen).logits for model in models), temperature=2.0)
+    (first, _) = run(student, teacher, replace(REQUEST, temperature=2.0), rungs=(1, 2))
+    assert first.train_kl == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:

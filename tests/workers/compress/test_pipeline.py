@@ -169,6 +169,24 @@ def test_a_candidate_that_diverges_fails_with_its_reason_and_the_next_one_runs(
     run(bench, task_for(search, index=1))
 
 
+def test_a_candidate_whose_last_step_ruins_it_fails_too(bench: Workbench, search: SearchRecord) -> None:
+    one_step = replace(REQUEST.distillation, tokens=REQUEST.distillation.batch_tokens, learning_rate=1e30)
+    hopeless = replace(search, request=replace(REQUEST, distillation=one_step))
+    with pytest.raises(CandidateFailed, match=r"the validation loss after 256 tokens is (nan|inf)"):
+        list(evaluate(bench, task_for(hopeless)))
+
+
+def test_a_candidate_that_does_not_fit_into_memory_fails_with_that_reason(home: Home, search: SearchRecord) -> None:
+    bench = bench_of(home, search)
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    bench.teacher.model.register_forward_pre_hook(out_of_memory)
+    with pytest.raises(CandidateFailed, match=r"does not fit on cpu: CUDA out of memory\. Tried to allocate 3"):
+        list(evaluate(bench, task_for(search)))
+
+
 def test_every_proposed_architecture_can_be_built_as_counted(bench: Workbench, search: SearchRecord) -> None:
     points = feasible_sets(search)[0].points
     assert len(points) > 10

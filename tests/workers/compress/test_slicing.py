@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,6 +235,14 @@ def test_a_student_has_the_tensors_of_its_architecture_and_no_others(teacher: Te
     shapes = {name: tuple(tensor.shape) for name, tensor in cut(teacher, selection).items()}
     assert shapes == expected_shapes(smaller)
     assert all(tensor.is_contiguous() for tensor in cut(teacher, selection).values())
+
+
+def test_a_tensor_that_is_never_pruned_is_copied_all_the_same() -> None:
+    family = replace(FAMILIES["llama"], dimensions={"token.bias": (Dimension.VOCABULARY,)})
+    tensors = {"token.bias": torch.arange(11.0)}
+    sliced = slice_tensors(tensors, Selection.identity(llama()), family, head_dim=4)
+    assert torch.equal(sliced["token.bias"], tensors["token.bias"])
+    assert sliced["token.bias"].data_ptr() != tensors["token.bias"].data_ptr()
 
 
 def test_the_highest_scores_are_kept_in_the_order_of_the_teacher() -> None:

@@ -137,11 +137,9 @@ def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSear
     job = connection.execute(select(jobs).where(jobs.c.id == lease.job_id)).one_or_none()
     if search_id is None or job is None:
         raise LeaseLost(f"{lease.kind} {lease.job_id!r} no longer exists")
-    if job.state not in (JobState.RUNNING, JobState.CANCELLING):
-        raise LeaseLost(f"{lease.kind} {lease.job_id!r} is {job.state.value}; nobody holds it any more")
-    if (job.lease_token, job.lease_owner) != (lease.token, lease.owner):
+    if (job.lease_token, job.lease_owner) != (lease.token, lease.owner):  # of a job that nobody runs the owner is null
         raise LeaseLost(
-            f"{lease.kind} {lease.job_id!r} is held by {job.lease_owner or 'nobody'} with token {job.lease_token}; "
-            f"{lease.owner} came with token {lease.token}"
+            f"{lease.kind} {lease.job_id!r} is {job.state.value}, held by {job.lease_owner or 'nobody'} with token "
+            f"{job.lease_token}; {lease.owner} came with token {lease.token}"
         )
     return LockedSearch(connection, search_id, clock)

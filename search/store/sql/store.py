@@ -106,15 +106,14 @@ class SqlStore(Store):
     def create_search(self, new: NewSearch, *, idempotency: IdempotencyKey | None = None) -> SearchRecord:
         try:
             with self._writing() as connection:
-                known = _find_idempotent(connection, idempotency) if idempotency else None
-                search_id = known or self._insert_search(connection, new, idempotency)
+                search_id = self._insert_search(connection, new, idempotency)
                 return queries.get_search(connection, search_id)
         except IntegrityError:
-            # PostgreSQL: the same key came at the same moment, and the other one was first
-            winner = self.find_idempotent(idempotency) if idempotency else None
-            if winner is None:
+            # the key is taken, by an earlier submission or by one at this very moment
+            first = self.find_idempotent(idempotency) if idempotency else None
+            if first is None:
                 raise
-            return winner
+            return first
 
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
         search_id = _new_id("s")

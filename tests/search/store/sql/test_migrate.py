@@ -72,19 +72,25 @@ def test_upgrading_again_changes_nothing(database_url: str) -> None:
 
 
 def test_processes_that_upgrade_at_once_do_not_disturb_each_other(empty_database_url: str) -> None:
-    code = "import sys; from search.store.sql import migrate; sys.stdin.read(1); migrate.upgrade(sys.argv[1])"
+    code = (
+        "import sys; from search.store.sql import migrate; print('ready', flush=True); "
+        "sys.stdin.readline(); migrate.upgrade(sys.argv[1])"
+    )
     upgrade = [sys.executable, "-c", code, empty_database_url]
+    pipe, merged = subprocess.PIPE, subprocess.STDOUT
     processes = [
-        subprocess.Popen(upgrade, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(4)
+        subprocess.Popen(upgrade, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=merged) for _ in range(4)
     ]
-    for process in processes:  # all have been told to wait, so they start together
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
         assert process.stdin is not None
-        process.stdin.write(b".")
+        process.stdin.write("\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, outputs
-    assert outputs == [""] * 4
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [""] * 4  # nothing is logged
+    assert [process.returncode for process in processes] == [0] * 4
     migrate.require_current(empty_database_url)
 
 

@@ -88,8 +88,7 @@ def apply(spec: Spec, *, teacher: Path, out: Path) -> None:
 
 def _student_tensors(spec: Spec, teacher: Teacher) -> dict[str, Tensor]:
     _check_indices(spec.selection, teacher.architecture)
-    head_dim = teacher.architecture.head_dim
-    tensors = slice_tensors(teacher.tensors, spec.selection, teacher.family, head_dim=head_dim)
+    tensors = slice_tensors(teacher.tensors, spec.selection, teacher.family, teacher=teacher.architecture)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected_shapes(spec.architecture):
         raise InvalidInput(

@@ -6,9 +6,13 @@ from typing import Any
 from search.errors import UnsupportedFamily
 from search.families.base import Family
 from search.families.llama import LlamaFamily
+from search.families.mistral import MistralFamily
+from search.families.qwen import Qwen2Family, Qwen3Family
 
 #: Every supported family by ``model_type``.
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (LlamaFamily(),)}
+FAMILIES: Mapping[str, Family] = {
+    family.model_type: family for family in (LlamaFamily(), MistralFamily(), Qwen2Family(), Qwen3Family())
+}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

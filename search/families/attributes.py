@@ -45,6 +45,8 @@ INERT = frozenset(
         "temperature",
         "top_k",
         "top_p",
+        "cache_implementation",
+        "task_specific_params",
     }
 )
 
@@ -106,8 +108,8 @@ def read_flag(config: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def check_layer_types(config: Mapping[str, Any], *, family: str, supported: Collection[str]) -> None:
-    """Refuse per-layer attention kinds that the family does not prune, and a list of the wrong length.
+def check_layer_types(config: Mapping[str, Any], *, depth: int, family: str, supported: Collection[str]) -> None:
+    """Refuse per-layer attention kinds that the family does not prune, and a list whose length is not `depth`.
 
     Raises:
         UnknownAttribute: a kind of layer outside `supported`.
@@ -116,9 +118,9 @@ def check_layer_types(config: Mapping[str, Any], *, family: str, supported: Coll
     layer_types = config.get("layer_types")
     if layer_types is None:
         return
-    if not isinstance(layer_types, list) or len(layer_types) != config["num_hidden_layers"]:
+    if not isinstance(layer_types, list) or len(layer_types) != depth:
         raise IllegalArchitecture(
-            expected=f"a list of num_hidden_layers = {config['num_hidden_layers']} layer types",
+            expected=f"a list of num_hidden_layers = {depth} layer types",
             got=layer_types,
             where=("layer_types",),
         )
@@ -131,7 +133,21 @@ def check_layer_types(config: Mapping[str, Any], *, family: str, supported: Coll
             )
 
 
-def keep_layers(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """A copy of `config` with every per-layer list cut to `layers`, and ``num_hidden_layers`` to match."""
+def read_count(config: Mapping[str, Any], name: str) -> int:
+    """A number of the config that may be zero.
+
+    Raises:
+        IllegalArchitecture: it is no whole number of at least 0.
+    """
+    value = config.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise IllegalArchitecture(expected="a whole number, at least 0", got=value, where=(name,))
+    return value
+
+
+def keep_layers(
+    config: Mapping[str, Any], layers: Sequence[int], *, depth: str = "num_hidden_layers"
+) -> dict[str, Any]:
+    """A copy of `config` with every per-layer list cut to `layers`, and `depth`, the number of layers, to match."""
     cut = {name: [config[name][layer] for layer in layers] for name in PER_LAYER if config.get(name) is not None}
-    return {**config, **cut, "num_hidden_layers": len(layers)}
+    return {**config, **cut, depth: len(layers)}

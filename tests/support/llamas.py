@@ -1,18 +1,13 @@
 """Tiny random Llamas in memory, in float64: what the algebra of slicing is tested on."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from search.families import family_of
-from workers.compress.model import build_model
-from workers.compress.teacher import Teacher, expected_shapes
-from workers.families import FAMILIES
+from tests.support.families import random_teacher
+from workers.compress.teacher import Teacher
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -41,41 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def random_llama(*, seed: int = 0, **config: Any) -> Teacher:
-    """A Llama of `CONFIG`, changed by `config`, with random norms and biases too, as a teacher."""
-    full = CONFIG | config
-    architecture = family_of(full).parse(full)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {name: _random(name, shape, generator) for name, shape in expected_shapes(architecture).items()}
-    return Teacher(
-        path=Path("nowhere"),
-        config=full,
-        architecture=architecture,
-        family=FAMILIES["llama"],
-        tensors=tensors,
-        model=exact(build_model(full, tensors, dtype=torch.float64)),
-        stored_dtype="float64",
-    )
-
-
-def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    if "norm" in name:
-        return 1 + 0.3 * values
-    return values * (0.3 if name.endswith("bias") else 1.5 / shape[-1] ** 0.5)
-
-
-def exact(model: PreTrainedModel) -> PreTrainedModel:
-    """The same with norms in float64: the stock class rounds to float32 there, whatever its input."""
-    for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
-            module.forward = partial(_exact_norm, module)  # type: ignore[method-assign]
-    return model
-
-
-def _exact_norm(norm: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
-    return (
-        norm.weight * hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-    )
+    """A Llama of `CONFIG`, changed by `config`, as `random_teacher` makes one."""
+    return random_teacher(CONFIG | config, seed=seed)
 
 
 def some_tokens(*, batch: int = 3, length: int = 17, vocab_size: int = 11, seed: int = 1) -> Tensor:

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 #: One attention for teacher, student and evaluation alike. PyTorch's fused kernel is deterministic on the CPU for a
 #: given number of threads, and costs half of what "eager" does.
 ATTENTION = "sdpa"
+
+#: For classes that the fused kernel cannot serve: Gemma 2 caps attention's logits.
+PLAIN_ATTENTION = "eager"
 
 #: What everything is computed in.
 COMPUTE_DTYPE = torch.float32
@@ -31,9 +34,10 @@ def build_model(
         dtype: of the tensors.
     """
     hf_config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            hf_config, dtype=dtype, attn_implementation=ATTENTION
+            hf_config, dtype=dtype, attn_implementation=ATTENTION if stock._supports_sdpa else PLAIN_ATTENTION
         )
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
@@ -46,15 +50,19 @@ def build_model(
 
 
 def _materialise_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Compute the buffers that no checkpoint holds (rotary frequencies): their modules follow from the config alone."""
+    """Compute the buffers that no checkpoint holds (rotary frequencies, embedding scales).
+
+    As transformers itself does after loading: a stock class's ``_init_weights`` says what they hold, and passes over
+    what is marked as initialised.
+    """
     for module in list(model.modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            _copy_buffers(type(module)(model.config), module, device)
-
-
-def _copy_buffers(source: nn.Module, target: nn.Module, device: torch.device) -> None:
-    for name, buffer in source.named_buffers(recurse=False):
-        setattr(target, name, buffer.to(device))
+        buffers = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        if buffers:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers' own mark
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device=device))
+            model._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 def count_parameters(model: nn.Module) -> int:

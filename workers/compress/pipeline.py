@@ -164,8 +164,8 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
 def build_student(teacher: Teacher, architecture: Architecture, selection: Selection) -> PreTrainedModel:
     """The pruned, undistilled student: the stock model of `architecture` with what `selection` keeps."""
     config = FAMILIES[architecture.family].config(architecture, teacher.config, layers=selection.layers)
-    head_dim = teacher.architecture.head_dim
-    return build_model(config, slice_tensors(teacher.tensors, selection, teacher.family, head_dim=head_dim))
+    tensors = slice_tensors(teacher.tensors, selection, teacher.family, teacher=teacher.architecture)
+    return build_model(config, tensors)
 
 
 def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:

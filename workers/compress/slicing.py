@@ -1,10 +1,11 @@
 """Choosing what a student keeps, and gathering it from the teacher.
 
 Kept elements stay in the teacher's order, so that keeping everything gives the teacher bit for bit, and cutting twice
-is cutting once.
+is cutting once. (A family whose stock class computes a scale from the width is compensated for: see `_compensated`.)
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from search.architecture import AXES, Architecture
 from search.errors import IllegalArchitecture
 from search.selection import Indices, Selection
 from workers.compress.importance import Importance
-from workers.families import Dimension, TorchFamily
+from workers.families import TorchFamily
+from workers.families.dimensions import Axis, Elements, entries
 
 
 def select(importance: Importance, architecture: Architecture, *, teacher: Architecture) -> Selection:
@@ -41,7 +43,7 @@ def select(importance: Importance, architecture: Architecture, *, teacher: Archi
 
 
 def slice_tensors(
-    tensors: Mapping[str, Tensor], selection: Selection, family: TorchFamily, *, head_dim: int
+    tensors: Mapping[str, Tensor], selection: Selection, family: TorchFamily, *, teacher: Architecture
 ) -> dict[str, Tensor]:
     """The student's parameters: new, contiguous tensors, gathered from the teacher's by the kept indices.
 
@@ -49,14 +51,65 @@ def slice_tensors(
         tensors: the teacher's parameters, by Hugging Face's names.
         selection: what to keep. Layers are renumbered from 0.
         family: says what each dimension of each tensor runs over.
-        head_dim: rows that a head takes.
+        teacher: the sizes of what is cut.
     """
     return {
-        template.format(layer=new): _gather(tensors[name], [_indices(d, selection, new, head_dim) for d in dimensions])
-        for template, dimensions in family.dimensions.items()
+        template.format(layer=new): slice_tensor(tensors[name], template, new, selection, family, teacher=teacher)
+        for template in family.dimensions
         for new, old in (enumerate(selection.layers) if "{layer}" in template else [(0, 0)])
         if (name := template.format(layer=old)) in tensors
     }
+
+
+def slice_tensor(
+    tensor: Tensor, template: str, layer: int, selection: Selection, family: TorchFamily, *, teacher: Architecture
+) -> Tensor:
+    """One parameter of the student: see `slice_tensors`.
+
+    Args:
+        tensor: the teacher's whole parameter.
+        template: its name in the family's table.
+        layer: the student's number of its layer; any where the name has none.
+        selection, family, teacher: as there.
+    """
+    elements = kept_elements(selection, layer)
+    indices = [entries(dimension, elements, teacher) for dimension in family.dimensions[template]]
+    return _compensated(_gather(tensor, indices), template, selection, family, teacher)
+
+
+def kept_elements(selection: Selection, layer: int) -> Elements:
+    """What the student's `layer` keeps on each axis."""
+    return {
+        Axis.HIDDEN: selection.hidden_channels,
+        Axis.NEURON: selection.neurons[layer],
+        Axis.QUERY_HEAD: selection.query_heads[layer],
+        Axis.KEY_VALUE_HEAD: selection.key_value_heads[layer],
+    }
+
+
+def _compensated(
+    kept: Tensor, template: str, selection: Selection, family: TorchFamily, teacher: Architecture
+) -> Tensor:
+    """Undo what the stock class computes from the new width.
+
+    Gemma multiplies token embeddings by the root of hidden_size. For h of H channels kept:
+
+    1. The embeddings are scaled by c = √(H/h), so that c · √h = √H: the first layer sees the teacher's values.
+    2. A tied LM head is scaled with them, so the final norm's gain (offset + weight) is divided by c: the logits are
+       the untied ones again.
+
+    Exact up to one rounding per value; where the stock class rounds the root to a narrow dtype (bf16: three decimal
+    digits), up to that. Keeping all channels changes no bit.
+    """
+    width = len(selection.hidden_channels)
+    if not family.embeddings_times_root_hidden or width == teacher.hidden_size:
+        return kept
+    factor = math.sqrt(teacher.hidden_size / width)
+    if template == f"{family.embeddings[0]}.weight":
+        return kept * factor
+    if template == f"{family.final_norm}.weight" and teacher.tie_word_embeddings:
+        return (kept + family.norm_offset) / factor - family.norm_offset
+    return kept
 
 
 def _check_part(architecture: Architecture, teacher: Architecture) -> None:
@@ -79,26 +132,7 @@ def _top_in_groups(scores: Tensor, groups: Iterable[int], k: int, teacher: Archi
     return tuple(group * size + head for group in groups for head in _top(scores[group * size : (group + 1) * size], k))
 
 
-def _indices(dimension: Dimension, selection: Selection, layer: int, head_dim: int) -> Indices | None:
-    """What is kept of a dimension in the student's `layer`; None for all of it."""
-    match dimension:
-        case Dimension.HIDDEN:
-            return selection.hidden_channels
-        case Dimension.NEURON:
-            return selection.neurons[layer]
-        case Dimension.QUERY_HEAD:
-            return _rows(selection.query_heads[layer], head_dim)
-        case Dimension.KEY_VALUE_HEAD:
-            return _rows(selection.key_value_heads[layer], head_dim)
-        case Dimension.VOCABULARY:
-            return None
-
-
-def _rows(heads: Indices, head_dim: int) -> Indices:
-    return tuple(head * head_dim + row for head in heads for row in range(head_dim))
-
-
-def _gather(tensor: Tensor, indices: Iterable[Indices | None]) -> Tensor:
+def _gather(tensor: Tensor, indices: Iterable[Sequence[int] | None]) -> Tensor:
     kept = tensor
     for dimension, index in enumerate(indices):
         if index is not None:

@@ -2,22 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 
-
-class Dimension(Enum):
-    """What one dimension of a parameter tensor runs over."""
-
-    #: Channels of the residual stream.
-    HIDDEN = auto()
-    #: Neurons of the MLP.
-    NEURON = auto()
-    #: Query heads, ``head_dim`` rows each.
-    QUERY_HEAD = auto()
-    #: KV heads (groups), ``head_dim`` rows each.
-    KEY_VALUE_HEAD = auto()
-    #: Tokens of the vocabulary; never pruned.
-    VOCABULARY = auto()
+from workers.families.dimensions import Dimension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +17,21 @@ class TorchFamily:
     model_type: str
     #: Every parameter that the family may have -> what each of its dimensions runs over.
     dimensions: Mapping[str, tuple[Dimension, ...]]
+    #: The modules whose outputs, added, enter the first layer; the tokens' first. An LM head may be tied to that.
+    embeddings: tuple[str, ...]
     #: The decoder layer, whose first argument and output are the residual stream.
     layer: str
     #: The module whose input is the concatenated output of the attention heads.
     attention_output: str
     #: The module whose input is the MLP's neurons.
     mlp_output: str
-    #: The norms of a layer.
+    #: The norms of a layer over the hidden channels.
     layer_norms: tuple[str, ...]
     #: The norm after the last layer.
     final_norm: str
+    #: A norm multiplies by this plus its weight.
+    norm_offset: float = 0.0
+    #: Whether the stock class multiplies token embeddings by the root of hidden_size, which pruning then changes.
+    embeddings_times_root_hidden: bool = False
     #: Endings of stored tensors that are no parameters: old checkpoints carry them, stock classes ignore them.
     inert_suffixes: tuple[str, ...] = ()

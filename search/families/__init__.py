@@ -5,13 +5,28 @@ from typing import Any
 
 from search.errors import UnsupportedFamily
 from search.families.base import Family
+from search.families.gemma import Gemma2Family, Gemma3TextFamily
 from search.families.llama import LlamaFamily
 from search.families.mistral import MistralFamily
+from search.families.nemotron import NemotronFamily
+from search.families.olmo2 import Olmo2Family
+from search.families.phi3 import Phi3Family
 from search.families.qwen import Qwen2Family, Qwen3Family
 
 #: Every supported family by ``model_type``.
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (LlamaFamily(), MistralFamily(), Qwen2Family(), Qwen3Family())
+    family.model_type: family
+    for family in (
+        LlamaFamily(),
+        MistralFamily(),
+        Qwen2Family(),
+        Qwen3Family(),
+        Phi3Family(),
+        Olmo2Family(),
+        Gemma2Family(),
+        Gemma3TextFamily(),
+        NemotronFamily(),
+    )
 }
 
 

@@ -93,6 +93,8 @@ class Decoder(Family):
     layer_kinds: ClassVar[frozenset[str]] = frozenset({"full_attention"})
     #: Whether the config class demands that hidden_size be a multiple of num_attention_heads.
     heads_divide_hidden: ClassVar[bool] = False
+    #: Whether the stock classes read absent or null KV heads as one for each query head.
+    key_value_heads_default_to_heads: ClassVar[bool] = True
     #: Norms of a layer over the hidden channels, and whether norms have a bias.
     layer_norms: ClassVar[tuple[str, ...]] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: ClassVar[bool] = False
@@ -211,7 +213,9 @@ class Decoder(Family):
             "hidden_size": hidden_size,
             "intermediate_size": read("intermediate_size", self.implied_intermediate_size(hidden_size)),
             "num_attention_heads": heads,
-            "num_key_value_heads": read("num_key_value_heads", heads),
+            "num_key_value_heads": read(
+                "num_key_value_heads", heads if self.key_value_heads_default_to_heads else None
+            ),
             "head_dim": read("head_dim", hidden_size // heads),
             "vocab_size": read("vocab_size"),
         }

@@ -2,7 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from search.errors import IllegalArchitecture
 from search.serialization import canonical_json
@@ -43,6 +45,9 @@ class Architecture:
     tie_word_embeddings: bool
     attention_bias: bool = False
     mlp_bias: bool = False
+    #: Positions that are looked up in a table; None where they are computed. Left out of the JSON then, so that
+    #: digests stay what they were before the field was there.
+    max_position_embeddings: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
 
     def __post_init__(self) -> None:
         for name in (*AXES, "head_dim", "vocab_size"):

@@ -51,7 +51,7 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
     with _seen_from("teacher", "model"):
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
-    _check_sequence_length(request, source)
+    _check_sequence_length(request, teacher)
     text = _text(request, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
@@ -86,8 +86,8 @@ def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
     )
 
 
-def _check_sequence_length(request: SearchRequest, source: TeacherSource) -> None:
-    longest = source.config.get("max_position_embeddings")
+def _check_sequence_length(request: SearchRequest, teacher: TeacherRecord) -> None:
+    longest = teacher.architecture.max_position_embeddings or teacher.config.get("max_position_embeddings")
     if isinstance(longest, int) and request.data.sequence_length > longest:
         raise InvalidRequest(
             expected=f"at most the teacher's max_position_embeddings = {longest}",

@@ -83,7 +83,7 @@ class SearchSpace:
             _check_ceiling(axis, values, getattr(teacher, axis))
         axes: dict[str, tuple[int, ...]] = {}
         for axis in AXES:
-            axes[axis] = tuple(asked[axis]) if axis in asked else default_axis(teacher, axis, chosen=axes)
+            axes[axis] = tuple(asked[axis]) if axis in asked else default_axis(teacher, axis, chosen={**asked, **axes})
         space = cls(teacher=teacher, axes=axes)
         space._check_size()
         return space._without_unusable(asked)
@@ -295,7 +295,7 @@ def default_axis(teacher: Architecture, axis: str, *, chosen: Mapping[str, Seque
     Args:
         teacher: its own value is always the largest.
         axis: which.
-        chosen: the values of the axes before it in `AXES`; query heads depend on the KV heads.
+        chosen: the values of the axes before it in `AXES`, and of those that the request names.
 
     * ``num_hidden_layers``: from half of the teacher's.
     * ``hidden_size``: from a quarter, in steps of the largest power of two up to an eighth of it, at least 8 and at
@@ -304,8 +304,13 @@ def default_axis(teacher: Architecture, axis: str, *, chosen: Mapping[str, Seque
       that fills the budget, so it is finer.
     * ``num_key_value_heads``: every number from a quarter.
     * ``num_attention_heads``: every KV head number times up to the teacher's query heads per group.
+
+    Where the family makes hidden size and heads one axis, it is every number of heads from a quarter, or those that
+    the request asks for under any of the three names.
     """
     value: int = getattr(teacher, axis)
+    if FAMILIES[teacher.family].hidden_is_heads and axis in _HEAD_AXES:
+        return _coupled_axis(teacher, axis, chosen)
     match axis:
         case "num_hidden_layers":
             return tuple(range(_fraction(value, 2), value + 1))
@@ -320,6 +325,21 @@ def default_axis(teacher: Architecture, axis: str, *, chosen: Mapping[str, Seque
             return tuple(
                 sorted({kv_heads * queries for kv_heads in chosen["num_key_value_heads"] for queries in groups})
             )
+
+
+#: The axes that a family with `Family.hidden_is_heads` moves as one.
+_HEAD_AXES = ("hidden_size", "num_key_value_heads", "num_attention_heads")
+
+
+def _coupled_axis(teacher: Architecture, axis: str, chosen: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The values of one of the `_HEAD_AXES`, from the first of them that is chosen."""
+    width = {"hidden_size": teacher.head_dim}
+    source = next((name for name in _HEAD_AXES if name in chosen), None)
+    if source is None:
+        heads = list(range(_fraction(teacher.num_attention_heads, 4), teacher.num_attention_heads + 1))
+    else:
+        heads = [value // width.get(source, 1) for value in chosen[source]]
+    return tuple(number * width.get(axis, 1) for number in sorted({max(number, 1) for number in heads}))
 
 
 def _fraction(value: int, parts: int) -> int:

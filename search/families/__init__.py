@@ -6,6 +6,8 @@ from typing import Any
 from search.errors import UnsupportedFamily
 from search.families.base import Family
 from search.families.gemma import Gemma2Family, Gemma3TextFamily
+from search.families.gpt2 import GPT2Family
+from search.families.gpt_neox import GPTNeoXFamily
 from search.families.llama import LlamaFamily
 from search.families.mistral import MistralFamily
 from search.families.nemotron import NemotronFamily
@@ -26,6 +28,8 @@ FAMILIES: Mapping[str, Family] = {
         Gemma2Family(),
         Gemma3TextFamily(),
         NemotronFamily(),
+        GPTNeoXFamily(),
+        GPT2Family(),
     )
 }
 

@@ -32,6 +32,7 @@ INERT = frozenset(
         # what a forward pass returns beside the logits
         "output_attentions",
         "output_hidden_states",
+        "output_past",
         "return_dict",
         "use_cache",
         # classification heads, which a causal LM has not

@@ -48,6 +48,8 @@ class Family(ABC):
     #: ``model_type`` of the Hugging Face config.
     model_type: str
     axes: tuple[AxisDescription, ...]
+    #: Whether hidden_size is head_dim times the number of heads, query and KV alike: three axes that move as one.
+    hidden_is_heads: bool = False
 
     @abstractmethod
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:

@@ -77,7 +77,7 @@ class Decoder(Family):
     Subclasses set the attributes below and override the methods that give terms.
     """
 
-    axes = (LAYERS, HIDDEN, KEY_VALUE_HEADS, QUERY_HEADS, NEURONS, HEAD_DIM, VOCABULARY)
+    axes: tuple[AxisDescription, ...] = (LAYERS, HIDDEN, KEY_VALUE_HEADS, QUERY_HEADS, NEURONS, HEAD_DIM, VOCABULARY)
     #: The stock classes, for messages.
     config_class: ClassVar[str]
     model_class: ClassVar[str]

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from search.architecture import AXES, Architecture
+from search.budget import Budget
 from search.counting import parameters
 from search.errors import IllegalArchitecture, InvalidInput, UnknownAttribute
 from search.families import FAMILIES
 from search.families.base import Family
-from search.request import SpaceRequest
+from search.request import BudgetRequest, SpaceRequest
 from search.selection import Selection
 from search.sources import resolve_teacher
 from search.space import SearchSpace
@@ -111,13 +112,16 @@ class FamilyContract(ABC):
         assert parameters(family.parse(config)) == published
         assert sum(tensor.numel() for tensor in on_meta(dict(config)).parameters()) == published
 
-    def test_the_counts_of_a_published_models_space_are_affine_and_reach_half_of_it(
-        self, family: Family, model: str
-    ) -> None:
+    def test_half_of_a_published_model_is_within_reach_of_its_default_space(self, family: Family, model: str) -> None:
         teacher = family.parse(self.case.published[model][0])
         space = SearchSpace.from_request(teacher, SpaceRequest())
         assert {axis: values[-1] for axis, values in space.axes.items()} == teacher.axes
-        assert all(len(values) >= 4 for values in space.axes.values() if values[-1] >= 8), space.axes
+        half = Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=parameters(teacher))
+        points = space.within(half).points
+        assert len(points) >= 20
+        assert all(family.illegal(point) is None for point in points)
+        for axis in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+            assert len({getattr(point, axis) for point in points}) >= 3, axis
 
     # --- configs ----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """`search.counting`: hand-computed values, a measured FLOP count, and monotonicity."""
 
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from search.architecture import AXES, Architecture
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.families import family_of
+from search.serialization import to_json
 from tests.support.architectures import PUBLISHED, llama, llamas
 
 
@@ -73,7 +73,7 @@ def test_the_count_is_affine_in_the_solved_axis(architecture: Architecture, low:
 )
 def test_flops_are_those_of_a_forward_pass_with_half_of_the_attention(sizes: dict[str, Any], length: int) -> None:
     a = llama(**sizes)
-    config = LlamaConfig.from_dict({**asdict(a), "bos_token_id": None, "eos_token_id": None})
+    config = LlamaConfig.from_dict({**to_json(a), "bos_token_id": None, "eos_token_id": None})
     config._attn_implementation = "eager"  # two plain matrix products, which the counter sees
     model = LlamaForCausalLM(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def test_a_text_outside_the_roots_is_refused_at_its_place(roots: Path) -> None:
 
 
 def test_an_unsupported_family_is_refused_with_those_supported(roots: Path) -> None:
-    write_model(roots / "gpt", model_type="gpt2")
-    error = refused(roots, UnsupportedFamily, "teacher.config.model_type", teacher={"model": "gpt"})
+    write_model(roots / "odd", model_type="mamba")
+    error = refused(roots, UnsupportedFamily, "teacher.config.model_type", teacher={"model": "odd"})
     assert "llama" in error.expected
 
 
@@ -151,6 +152,13 @@ def test_a_sequence_longer_than_the_teacher_reads_is_refused(roots: Path) -> Non
     data = BODY["data"] | {"sequence_length": 1024}
     distillation = {"tokens": 2048, "batch_tokens": 1024}
     refused(roots, InvalidRequest, "data.sequence_length", data=data, distillation=distillation)
+
+
+def test_a_sequence_longer_than_the_learned_positions_is_refused(roots: Path) -> None:
+    config = {"model_type": "gpt2", "n_layer": 4, "n_embd": 64, "n_head": 8, "n_positions": 7, "vocab_size": 256}
+    (roots / "small" / "config.json").write_text(json.dumps(config))
+    error = refused(roots, InvalidRequest, "data.sequence_length")
+    assert "at most the teacher's max_position_embeddings = 7" in str(error)
 
 
 def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:

@@ -268,6 +268,47 @@ def test_the_teacher_is_always_in_its_default_space(hidden: int, ffn: int, layer
     assert all(list(values) == sorted(set(values)) for values in axes.values())
 
 
+# --- families whose hidden size is that of all heads ------------------------------------------------------------------
+
+
+PYTHIA_AXES = {"num_hidden_layers": 3, "intermediate_size": 40}
+
+
+def pythia() -> Architecture:
+    """A tiny one: 8 heads of 4."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "vocab_size": 11}
+    config = {"model_type": "gpt_neox", **sizes, **PYTHIA_AXES}
+    return family_of(config).parse(config)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"hidden_size": (8, 12, 32)},
+        {"num_attention_heads": (2, 3, 8)},
+        {"num_key_value_heads": (2, 3, 8)},
+    ],
+)
+def test_coupled_axes_follow_one_another(asked: dict[str, tuple[int, ...]]) -> None:
+    axes = SearchSpace.from_request(pythia(), SpaceRequest(**asked)).axes
+    heads = (2, 3, 8) if asked else (2, 3, 4, 5, 6, 7, 8)
+    assert axes["num_attention_heads"] == axes["num_key_value_heads"] == heads
+    assert axes["hidden_size"] == tuple(4 * number for number in heads)
+
+
+def test_a_coupled_space_is_what_brute_force_finds() -> None:
+    space, budget = default_space(pythia()), half(pythia())
+    inside = [architecture for architecture in brute_force(space) if budget.contains(parameters(architecture))]
+    assert space.within(budget).num_architectures == len(inside) > 0
+
+
+def test_a_hidden_size_that_no_number_of_heads_has_is_refused_with_the_reason() -> None:
+    with pytest.raises(InvalidRequest, match="hidden_size 30 is not num_attention_heads") as refused:
+        SearchSpace.from_request(pythia(), SpaceRequest(hidden_size=(16, 30)))
+    assert refused.value.where == ("space", "hidden_size")
+
+
 # --- relative positions ---------------------------------------------------------------------------------------------
 
 

@@ -254,3 +254,63 @@ NEMOTRON_4: dict[str, tuple[dict[str, Any], int]] = {
         4_190_509_056,
     ),
 }
+
+PYTHIA_6_9B: tuple[dict[str, Any], int] = (
+    {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_act": "gelu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 16384,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2048,
+        "model_type": "gpt_neox",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.24.0",
+        "use_cache": True,
+        "use_parallel_residual": True,
+        "vocab_size": 50432,
+    },
+    6_857_302_016,
+)
+
+PYTHIA_2_8B: tuple[dict[str, Any], int] = (
+    {**PYTHIA_6_9B[0], "hidden_size": 2560, "intermediate_size": 10240, "vocab_size": 50304},
+    2_775_208_960,
+)
+
+GPT2_XL: tuple[dict[str, Any], int] = (
+    {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "bos_token_id": 50256,
+        "embd_pdrop": 0.1,
+        "eos_token_id": 50256,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2",
+        "n_ctx": 1024,
+        "n_embd": 1600,
+        "n_head": 25,
+        "n_layer": 48,
+        "n_positions": 1024,
+        "output_past": True,
+        "resid_pdrop": 0.1,
+        "summary_activation": None,
+        "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True,
+        "summary_type": "cls_index",
+        "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 50257,
+    },
+    1_557_611_200,
+)

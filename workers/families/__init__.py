@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from workers.families.base import TorchFamily
 from workers.families.gemma import GEMMA2, GEMMA3_TEXT
+from workers.families.gpt2 import GPT2
+from workers.families.gpt_neox import GPT_NEOX
 from workers.families.llama import LLAMA
 from workers.families.mistral import MISTRAL
 from workers.families.nemotron import NEMOTRON
@@ -14,5 +16,6 @@ from workers.families.qwen import QWEN2, QWEN3
 __all__ = ["FAMILIES", "TorchFamily"]
 
 FAMILIES: Mapping[str, TorchFamily] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, OLMO2, GEMMA2, GEMMA3_TEXT, NEMOTRON)
+    family.model_type: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, OLMO2, GEMMA2, GEMMA3_TEXT, NEMOTRON, GPT_NEOX, GPT2)
 }

@@ -27,6 +27,11 @@ def linear(name: str, out: Dimension, into: Dimension, *, bias: bool = False) ->
     return weight | {f"{name}.bias": (out,)} if bias else weight
 
 
+def transposed(name: str, out: Dimension, into: Dimension) -> Table:
+    """A ``Conv1D``: a linear layer with bias, its weight stored (in_features, out_features)."""
+    return {f"{name}.weight": (into, out), f"{name}.bias": (out,)}
+
+
 def norm(name: str, over: Dimension = HIDDEN, *, bias: bool = False) -> Table:
     """A norm with a gain, and a LayerNorm's bias."""
     gain: Table = {f"{name}.weight": (over,)}

@@ -1,0 +1,27 @@
+"""GPT-NeoX: each head's query, key and value lie together in one weight."""
+
+from workers.families.base import TorchFamily
+from workers.families.dimensions import Axis, Heads
+from workers.families.parts import HIDDEN, NEURON, QUERY, linear, norms, token_tables
+
+_LAYER = "gpt_neox.layers.{layer}"
+_LAYER_NORMS = (f"{_LAYER}.input_layernorm", f"{_LAYER}.post_attention_layernorm")
+_ATTENTION_OUTPUT = f"{_LAYER}.attention.dense"
+_MLP_OUTPUT = f"{_LAYER}.mlp.dense_4h_to_h"
+
+GPT_NEOX = TorchFamily(
+    model_type="gpt_neox",
+    dimensions=token_tables("gpt_neox.embed_in")
+    | linear(f"{_LAYER}.attention.query_key_value", Heads(Axis.QUERY_HEAD, blocks=3), HIDDEN, bias=True)
+    | linear(_ATTENTION_OUTPUT, HIDDEN, QUERY, bias=True)
+    | linear(f"{_LAYER}.mlp.dense_h_to_4h", NEURON, HIDDEN, bias=True)
+    | linear(_MLP_OUTPUT, HIDDEN, NEURON, bias=True)
+    | norms(*_LAYER_NORMS, "gpt_neox.final_layer_norm", bias=True),
+    embeddings=("gpt_neox.embed_in",),
+    layer=_LAYER,
+    attention_output=_ATTENTION_OUTPUT,
+    mlp_output=_MLP_OUTPUT,
+    layer_norms=_LAYER_NORMS,
+    final_norm="gpt_neox.final_layer_norm",
+    inert_suffixes=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
+)

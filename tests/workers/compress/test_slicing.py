@@ -1,5 +1,7 @@
 """`workers.compress.slicing`: what is chosen. What cutting means is in the families' suites."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,17 @@ from search.selection import Selection
 from tests.support.architectures import llama
 from tests.support.families import random_importance
 from workers.compress.importance import Importance
-from workers.compress.slicing import select
+from workers.compress.slicing import select, slice_tensors
+from workers.families import FAMILIES
+from workers.families.dimensions import Whole
+
+
+def test_a_tensor_that_is_never_pruned_is_copied_all_the_same() -> None:
+    family = replace(FAMILIES["llama"], dimensions={"token.bias": (Whole(),)})
+    tensors = {"token.bias": torch.arange(11.0)}
+    sliced = slice_tensors(tensors, Selection.identity(llama()), family, teacher=llama())
+    assert torch.equal(sliced["token.bias"], tensors["token.bias"])
+    assert sliced["token.bias"].data_ptr() != tensors["token.bias"].data_ptr()
 
 
 def test_the_highest_scores_are_kept_in_the_order_of_the_teacher() -> None:

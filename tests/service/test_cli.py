@@ -283,6 +283,7 @@ def test_submit_can_stay_and_watch(espalier: Shell, served: Served, request_file
     assert events[-1]["kind"] == "search.completed"
 
 
+@pytest.mark.usefixtures("espalier")  # which closes what is submitted here
 def test_ctrl_c_while_watching_exits_with_130(served: Served, request_file: Path) -> None:
     command = [sys.executable, "-m", "service.cli", "submit", str(request_file), "--watch", "--url", served.url]
     with subprocess.Popen(

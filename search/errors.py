@@ -6,13 +6,13 @@
     ├── InvalidInput (ValueError)      what the caller sent cannot work; says where, expected, got, what next
     │   ├── InvalidRequest             a field of the request, or two that contradict each other
     │   ├── SourceNotFound             a teacher or text that does not exist below the configured roots
-    │   ├── ForbiddenSource            a path outside the roots, through a symlink, or an unsafe file format
+    │   ├── ForbiddenSource            a path outside the roots, through a symlink, or code to run
     │   ├── UnsupportedFamily          a model_type that no family handles
     │   ├── UnknownAttribute           a config attribute that the family does not understand
     │   ├── IllegalArchitecture        sizes that the stock model class cannot be built with
     │   ├── BudgetUnreachable          no architecture of the space lies in the budget's band
     │   ├── InsufficientText           fewer tokens than the request needs
-    │   └── UnusableTeacher            weights missing, of the wrong shape, or not finite
+    │   └── UnusableTeacher            weights torn, missing, misshapen, quantised or not finite
     ├── NotFound (LookupError)         no such search, candidate, artifact
     ├── Conflict                       well-formed, but not now
     │   ├── IllegalTransition          a state from which that verb is not legal
@@ -130,7 +130,7 @@ class InsufficientText(InvalidInput):
 
 
 class UnusableTeacher(InvalidInput):
-    """The teacher's weights are missing, misshapen or not finite."""
+    """The teacher's weights are torn, missing, misshapen, quantised or not finite."""
 
 
 class NotFound(EspalierError, LookupError):

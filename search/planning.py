@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.checkpoint import check_parameters
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.families import family_of
@@ -78,6 +79,8 @@ def _seen_from(*prefix: str | int) -> Iterator[None]:
 def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
     with _seen_from("teacher", "config"):
         architecture = family_of(source.config).parse(source.config, ignore=request.teacher.ignore_attributes)
+    with _seen_from("teacher", "model"):
+        check_parameters(source.tensors, architecture)
     return TeacherRecord(
         model=request.teacher.model,
         architecture=architecture,

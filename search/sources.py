@@ -8,11 +8,12 @@ quote names, never the server's own paths.
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from search.checkpoint import StoredTensor, quantised, read_headers
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
 
 #: Files that `pickle` writes: loading one runs whatever it says.
@@ -21,8 +22,15 @@ _TEXT_SUFFIXES = frozenset({".txt", ".jsonl"})
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
+
+#: Where a config names Python code of its own.
+_CODE = "auto_map"
+#: Where a config says that its weights are quantised: transformers' attribute, and an older one of compressed-tensors.
+_QUANTISED = ("quantization_config", "compression_config")
 
 #: How many levels of folders, and how many names, a "there is also …" looks through.
 _OFFER_DEPTH = 3
@@ -38,6 +46,8 @@ class TeacherSource:
     config: dict[str, Any]
     #: One safetensors file, or every shard of an index, sorted by name.
     weight_files: tuple[Path, ...]
+    #: What their headers list.
+    tensors: Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +64,10 @@ def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
 
     Raises:
         SourceNotFound: no root holds it; the hint names what they do hold.
-        ForbiddenSource: it leaves the roots, leads through a symlink, or has its weights in pickle files only.
-        UnusableTeacher: a file is missing, or the config is no JSON object.
+        ForbiddenSource: it leaves the roots, leads through a symlink, wants to run code of its own, or has its
+            weights in pickle files only.
+        UnusableTeacher: a file is missing or torn, the config is no JSON object, the weights are quantised, or it is
+            an adapter and no model.
     """
     path = _locate(name, roots)
     if path is None or not path.is_dir():
@@ -63,14 +75,22 @@ def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
             expected="a Hugging Face model directory below a model root", got=name, hint=_offer(_models(roots))
         )
     _refuse_links(path, name, os.listdir(path))
+    _refuse_adapter(path)
     config = _json_object(path / _CONFIG, name)
+    _refuse_code(config, _CONFIG)
+    _refuse_quantised(config)
     if not (path / _TOKENIZER).is_file():
         raise UnusableTeacher(
             expected=f"a directory with {_TOKENIZER}",
             got=name,
             hint="Save the tokenizer in the fast format: AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
-    return TeacherSource(path=path, config=config, weight_files=_weight_files(path, name))
+    if (path / _TOKENIZER_CONFIG).is_file():
+        _refuse_code(_json_object(path / _TOKENIZER_CONFIG, name), _TOKENIZER_CONFIG)
+    weight_files, index = _weight_files(path, name)
+    return TeacherSource(
+        path=path, config=config, weight_files=weight_files, tensors=read_headers(weight_files, index=index)
+    )
 
 
 def resolve_text(name: str, roots: Sequence[Path]) -> TextSource:
@@ -155,17 +175,45 @@ def _json_object(path: Path, name: str) -> dict[str, Any]:
         raise UnusableTeacher(expected=f"a directory with {path.name}", got=name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
         raise UnusableTeacher(expected=f"valid JSON in {path.name}", got=name, hint=f"{error}.") from None
     if not isinstance(content, dict):
         raise UnusableTeacher(expected=f"a JSON object in {path.name}", got=name)
     return content
 
 
-def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
-    """The safetensors files that transformers would load: the single file, else the shards of the index."""
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / _ADAPTER_CONFIG).is_file():
+        base = _json_object(folder / _ADAPTER_CONFIG, folder.name).get("base_model_name_or_path")
+        raise UnusableTeacher(
+            expected="a whole model",
+            got=f"an adapter ({_ADAPTER_CONFIG}) to {base!r}",
+            hint="Merge it into its base: PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…).",
+        )
+
+
+def _refuse_code(config: Mapping[str, Any], file: str) -> None:
+    if config.get(_CODE):
+        raise ForbiddenSource(
+            expected=f"stock transformers classes, so no {_CODE} in {file}",
+            got=config[_CODE],
+            hint="Code that comes with a model is never run. If the stock class computes the same, remove the "
+            "attribute from a copy of your own.",
+        )
+
+
+def _refuse_quantised(config: Mapping[str, Any]) -> None:
+    for attribute in _QUANTISED:
+        settings = config.get(attribute)
+        if settings:
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
+            raise quantised(f"{attribute} in {_CONFIG}" + (f" with quant_method {method!r}" if method else ""))
+
+
+def _weight_files(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:
+    """The safetensors files that transformers would load: the single file, else the shards of the index, and that."""
     if (folder / _WEIGHTS).is_file():
-        return (folder / _WEIGHTS,)
+        return (folder / _WEIGHTS,), None
     if (folder / _WEIGHTS_INDEX).is_file():
         return _shards(folder, name)
     pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _PICKLE_SUFFIXES)
@@ -180,11 +228,12 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
     raise UnusableTeacher(expected=f"a directory with {_WEIGHTS} or {_WEIGHTS_INDEX}", got=name)
 
 
-def _shards(folder: Path, name: str) -> tuple[Path, ...]:
+def _shards(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str]]:
     weight_map = _json_object(folder / _WEIGHTS_INDEX, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnusableTeacher(expected=f"a weight_map in {_WEIGHTS_INDEX}", got=name)
-    shards = sorted({str(shard) for shard in weight_map.values()})
+    index = {tensor: str(shard) for tensor, shard in weight_map.items()}
+    shards = sorted(set(index.values()))
     foreign = [s for s in shards if PurePosixPath(s).name != s or not s.endswith(".safetensors") or "\0" in s]
     if foreign:
         raise ForbiddenSource(
@@ -198,7 +247,7 @@ def _shards(folder: Path, name: str) -> tuple[Path, ...]:
             hint=f"Missing: {', '.join(missing[:_OFFER_NAMES])}.",
             missing=missing,
         )
-    return tuple(folder / shard for shard in shards)
+    return tuple(folder / shard for shard in shards), index
 
 
 def _text_files(folder: Path, name: str) -> tuple[Path, ...]:

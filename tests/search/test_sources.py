@@ -1,11 +1,20 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
 from search.sources import resolve_teacher, resolve_text
-from tests.support.files import CONFIG, write_index, write_model
+from tests.support.files import (
+    CONFIG,
+    tensors_of,
+    write_index,
+    write_model,
+    write_safetensors,
+    write_shards,
+    write_weight_map,
+)
 
 
 @pytest.fixture
@@ -147,9 +156,7 @@ def test_a_teacher_without_weights_is_unusable(root: Path) -> None:
 
 
 def test_every_shard_of_an_index_is_taken_once(root: Path) -> None:
-    path = write_model(root / "small", weights="model-00001-of-00002.safetensors")
-    (path / "model-00002-of-00002.safetensors").write_bytes(b"")
-    write_index(path, *["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"] * 2)
+    write_shards(write_model(root / "small", weights=None), tensors_of(CONFIG))
     assert [file.name for file in resolve_teacher("small", [root]).weight_files] == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
@@ -198,6 +205,103 @@ def test_a_pipe_in_place_of_the_config_does_not_block(root: Path) -> None:
     (path / "config.json").unlink()
     os.mkfifo(path / "config.json")
     with pytest.raises(UnusableTeacher):
+        resolve_teacher("small", [root])
+
+
+def sharded(root: Path) -> tuple[Path, dict[str, str]]:
+    path = write_model(root / "small", weights=None)
+    return path, write_shards(path, tensors_of(CONFIG))
+
+
+def test_the_headers_of_all_shards_are_read_as_one(root: Path) -> None:
+    _, weight_map = sharded(root)
+    tensors = resolve_teacher("small", [root]).tensors
+    assert {name: tensor.file.name for name, tensor in tensors.items()} == weight_map
+
+
+def test_a_truncated_shard_is_named(root: Path) -> None:
+    path, _ = sharded(root)
+    shard = path / "model-00002-of-00002.safetensors"
+    os.truncate(shard, shard.stat().st_size - 1)
+    with pytest.raises(UnusableTeacher, match=r"a whole safetensors file, got 'model-00002-of-00002\.safetensors'"):
+        resolve_teacher("small", [root])
+
+
+def test_a_tensor_that_is_not_where_the_index_says_is_named(root: Path) -> None:
+    path, weight_map = sharded(root)
+    write_weight_map(path, {**weight_map, "model.ghost.weight": "model-00001-of-00002.safetensors"})
+    with pytest.raises(UnusableTeacher, match=r"model\.ghost\.weight in model-00001-of-00002\.safetensors"):
+        resolve_teacher("small", [root])
+
+
+def test_a_tensor_that_the_index_does_not_list_is_named(root: Path) -> None:
+    path, weight_map = sharded(root)
+    shard = weight_map.pop("model.norm.weight")
+    write_weight_map(path, weight_map)
+    with pytest.raises(UnusableTeacher, match=rf"that the index lists, got 'model\.norm\.weight in {shard}'"):
+        resolve_teacher("small", [root])
+
+
+def test_a_tensor_that_lies_in_two_shards_is_named(root: Path) -> None:
+    path, weight_map = sharded(root)
+    (name, *_) = (name for name, shard in weight_map.items() if "00001-of" in shard)
+    second = {name for name, shard in weight_map.items() if "00002-of" in shard}
+    twice = {tensor: shape for tensor, shape in tensors_of(CONFIG).items() if tensor in {name, *second}}
+    write_safetensors(path / "model-00002-of-00002.safetensors", twice)
+    with pytest.raises(UnusableTeacher, match=f"{name} in model-00002-of-00002"):
+        resolve_teacher("small", [root])
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_an_adapter_is_no_model(with_base: bool, root: Path) -> None:
+    path = write_model(root / "small", weights="model.safetensors" if with_base else "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    if not with_base:
+        (path / "config.json").unlink()
+    with pytest.raises(UnusableTeacher, match=r"an adapter \(adapter_config\.json\) to 'org/base'.*merge_and_unload"):
+        resolve_teacher("small", [root])
+
+
+def test_a_model_that_brings_its_own_code_is_refused(root: Path) -> None:
+    write_model(root / "small", auto_map={"AutoModelForCausalLM": "modeling.Mine"})
+    with pytest.raises(ForbiddenSource, match=r"no auto_map in config\.json, got .*modeling\.Mine.*never run"):
+        resolve_teacher("small", [root])
+
+
+def test_a_tokenizer_that_brings_its_own_code_is_refused(root: Path) -> None:
+    path = write_model(root / "small")
+    (path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization.Mine", null]}}')
+    with pytest.raises(ForbiddenSource, match=r"no auto_map in tokenizer_config\.json"):
+        resolve_teacher("small", [root])
+
+
+@pytest.mark.parametrize(
+    ("attribute", "settings", "said"),
+    [
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config in config.json with quant_method 'fp8'"),
+        ("quantization_config", {"bits": 4}, "quantization_config in config.json"),
+        ("compression_config", {"format": "pack-quantized"}, "compression_config in config.json"),
+    ],
+)
+def test_a_config_that_speaks_of_quantised_weights_is_refused(
+    attribute: str, settings: dict[str, Any], said: str, root: Path
+) -> None:
+    config: dict[str, Any] = {attribute: settings}
+    write_model(root / "small", **config)
+    with pytest.raises(UnusableTeacher, match="quantised model") as caught:
+        resolve_teacher("small", [root])
+    assert caught.value.got == said
+
+
+def test_a_config_that_says_there_is_none_of_it_passes(root: Path) -> None:
+    write_model(root / "small", quantization_config=None, auto_map={})
+    resolve_teacher("small", [root])
+
+
+def test_a_config_that_is_nested_beyond_reason_is_unusable(root: Path) -> None:
+    path = write_model(root / "small")
+    (path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UnusableTeacher, match=r"valid JSON in config\.json"):
         resolve_teacher("small", [root])
 
 

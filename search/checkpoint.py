@@ -9,6 +9,7 @@ quantised weight are all seen when a search is submitted.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ def quantised(got: object) -> UnusableTeacher:
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     size = file.stat().st_size
-    with file.open("rb") as content:
+    with file.open("rb", buffering=0) as content:
+        if hasattr(os, "posix_fadvise"):  # no reading ahead, into tensors that nobody wants
+            os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
             raise _torn(file, f"its {size:,} bytes end within the header")

@@ -122,7 +122,7 @@ class Preparation:
 
     __pydantic_config__: ClassVar[Any] = _STORED
 
-    #: SHA-256 over the teacher's config and weight files.
+    #: Artifact: the teacher's `Fingerprint`, whose digest stands for the whole model.
     teacher_digest: str
     teacher_parameters: int
     #: SHA-256 over the packed tokens of all splits.

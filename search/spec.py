@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.checkpoint import Fingerprint
 from search.counting import flops_per_token, kv_cache_bytes_per_token
 from search.errors import NotReady
 from search.families import FAMILIES
@@ -30,7 +31,9 @@ class SpecTeacher:
     model: str
     """As the request named it."""
     digest: str
-    """SHA-256 over its config and weight files: `espalier apply` refuses another teacher."""
+    """SHA-256 of `fingerprint` as canonical JSON: stands for config and weights together."""
+    fingerprint: Fingerprint
+    """By it `espalier apply` checks every tensor that it reads, and refuses another teacher's."""
     parameters: int
     metrics: Mapping[str, float]
     """Its own held-out losses, nats a token."""
@@ -106,7 +109,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         spec_version=SPEC_VERSION,
         search_id=search.id,
         candidate_id=candidate.id,
-        teacher=_teacher(search, preparation),
+        teacher=_teacher(search, preparation, artifacts),
         budget=search.budgets[candidate.budget_index],
         architecture=architecture,
         config=family.config(architecture, search.teacher.config, layers=selection.layers),
@@ -128,10 +131,13 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
     )
 
 
-def _teacher(search: SearchRecord, preparation: Preparation) -> SpecTeacher:
+def _teacher(search: SearchRecord, preparation: Preparation, artifacts: ArtifactStore) -> SpecTeacher:
+    with artifacts.open(preparation.teacher_digest) as file:
+        fingerprint = from_json(Fingerprint, json.load(file))
     return SpecTeacher(
         model=search.teacher.model,
         digest=preparation.teacher_digest,
+        fingerprint=fingerprint,
         parameters=preparation.teacher_parameters,
         metrics=preparation.teacher_metrics,
         ignored_attributes=search.request.teacher.ignore_attributes,

@@ -1,27 +1,37 @@
 """``python -m workers.apply SPEC --teacher DIR --out DIR``: rebuild a spec's pruned, undistilled checkpoint.
 
-Bit for bit what the search started to distil: the teacher's own values, gathered by the indices in the spec.
+Bit for bit what the search started to distil: the teacher's own values, gathered by the indices in the spec. The
+teacher passes through tensor by tensor, each compared with the spec's fingerprint; a dropped layer is not even read.
+The result is stored as the teacher is (bfloat16, say): what was searched in float32 are the same values.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from search.architecture import Architecture
+from search.checkpoint import StoredTensor, expected_shapes
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
+from search.families import family_of
 from search.selection import Indices, Selection
 from search.serialization import from_json
 from search.sources import resolve_teacher
 from search.spec import SPEC_VERSION, Spec
-from workers.compress.slicing import slice_tensors
-from workers.compress.teacher import Teacher, expected_shapes, load_teacher, teacher_digest
-from workers.export import WEIGHTS, new_directory, write_companions
+from workers.compress.checkpoint import DTYPES, VerifiedTensors, config_digest, parameters_of
+from workers.compress.model import COMPUTE_DTYPE
+from workers.compress.slicing import slice_each
+from workers.export import MAX_SHARD_BYTES, new_directory, write_companions, write_weights
+from workers.families import FAMILIES
+
+#: Rows of a matrix that are compared at a time.
+_ROWS = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,8 +72,10 @@ def read_spec(path: Path) -> Spec:
         raise InvalidInput(expected="a JSON file", got=str(path), hint=f"{error}.") from error
 
 
-def apply(spec: Spec, *, teacher: Path, out: Path) -> None:
-    """Write the pruned checkpoint of `spec` as directory `out`.
+def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the pruned checkpoint of `spec` as directory `out`, whole or not at all.
+
+    Memory: a shard of the student, and at most two of the teacher's tensors.
 
     Raises:
         UnusableTeacher: it is not the teacher that the spec was made from.
@@ -71,30 +83,76 @@ def apply(spec: Spec, *, teacher: Path, out: Path) -> None:
     """
     directory = teacher.expanduser().resolve()
     source = resolve_teacher(directory.name, [directory.parent])
-    digest = teacher_digest(source)
-    if digest != spec.teacher.digest:
-        raise UnusableTeacher(
-            expected=f"the spec's teacher {spec.teacher.model!r} with digest {spec.teacher.digest}",
-            got=digest,
-            where=("teacher",),
-            hint="Config or weights differ from those that were searched.",
-        )
-    loaded = load_teacher(source, ignore=spec.teacher.ignored_attributes)
-    tensors = _student_tensors(spec, loaded)
+    architecture = family_of(source.config).parse(source.config, ignore=spec.teacher.ignored_attributes)
+    family = FAMILIES[architecture.family]
+    stored = parameters_of(source, architecture, family)
+    _check_fingerprint(spec, config_digest(source), stored)
+    _check_indices(spec.selection, architecture)
+    dtype = _dtype(stored.values())
+    whole = VerifiedTensors(stored, spec.teacher.fingerprint)
+    sliced = slice_each(whole, spec.selection, family, teacher=architecture, dtype=COMPUTE_DTYPE)
     with new_directory(out) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        write_companions(folder, spec.architecture, spec.selection, teacher=loaded.path, teacher_config=loaded.config)
-
-
-def _student_tensors(spec: Spec, teacher: Teacher) -> dict[str, Tensor]:
-    _check_indices(spec.selection, teacher.architecture)
-    tensors = slice_tensors(teacher.tensors, spec.selection, teacher.family, teacher=teacher.architecture)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != expected_shapes(spec.architecture):
-        raise InvalidInput(
-            expected="a selection that gives the spec's architecture", got=spec.architecture, where=("selection",)
+        write_weights(folder, _student(sliced, spec.architecture, dtype), max_shard_bytes=max_shard_bytes)
+        write_companions(
+            folder,
+            spec.architecture,
+            spec.selection,
+            teacher=source.path,
+            teacher_config=source.config,
+            dtype=str(dtype).removeprefix("torch."),
         )
-    return tensors
+
+
+def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` as `dtype`, if it then holds the same values; else as it is."""
+    narrowed = tensor.to(dtype)
+    pairs = zip(narrowed.split(_ROWS), tensor.split(_ROWS), strict=True)  # not all at once: the copies are large
+    return narrowed if all(torch.equal(one.to(tensor.dtype), other) for one, other in pairs) else tensor
+
+
+def _dtype(stored: Iterable[StoredTensor]) -> torch.dtype:
+    """What holds every value that the teacher has, at most what is computed in."""
+    widest = reduce(torch.promote_types, (DTYPES[tensor.dtype] for tensor in stored))
+    return widest if widest.itemsize < COMPUTE_DTYPE.itemsize else COMPUTE_DTYPE
+
+
+def _check_fingerprint(spec: Spec, config: str, stored: Mapping[str, StoredTensor]) -> None:
+    """What can be said before a weight is read."""
+    fingerprint = spec.teacher.fingerprint
+    if fingerprint.digest != spec.teacher.digest:
+        raise InvalidInput(
+            expected=f"the fingerprint with digest {spec.teacher.digest}",
+            got=fingerprint.digest,
+            where=("teacher", "fingerprint"),
+            hint="The spec was changed after it was made.",
+        )
+    if config != fingerprint.config or stored.keys() != fingerprint.tensors.keys():
+        raise UnusableTeacher(
+            expected=f"the spec's teacher {spec.teacher.model!r}, whose config.json has SHA-256 {fingerprint.config}",
+            got=config,
+            where=("teacher",),
+            hint="The config differs from the one that was searched.",
+        )
+
+
+def _student(
+    tensors: Iterable[tuple[str, Tensor]], architecture: Architecture, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """`tensors` as they come, narrowed to `dtype`, if in the end they are those of `architecture`."""
+    expected = expected_shapes(architecture)
+    for name, tensor in tensors:
+        if expected.pop(name, None) != tuple(tensor.shape):
+            raise _contradiction(architecture)
+        yield name, narrow(tensor, dtype)
+        del tensor  # before the next one is read
+    if expected:
+        raise _contradiction(architecture)
+
+
+def _contradiction(architecture: Architecture) -> InvalidInput:
+    return InvalidInput(
+        expected="a selection that gives the spec's architecture", got=architecture, where=("selection",)
+    )
 
 
 def _check_indices(selection: Selection, teacher: Architecture) -> None:

@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from search.architecture import Architecture
 from search.errors import InvalidInput, NotReady
@@ -19,6 +22,10 @@ from search.serialization import from_json
 from search.sources import resolve_teacher
 
 WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+#: A file of weights larger than this is split, as ``save_pretrained`` does.
+MAX_SHARD_BYTES = 5_000_000_000
 
 #: What a tokenizer may consist of, and the generation defaults: the teacher's, copied as they are.
 COPIED_FILES = (
@@ -88,6 +95,48 @@ def new_directory(out: Path) -> Iterator[Path]:
         raise
 
 
+def write_weights(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Weights as safetensors, in one file or, above `max_shard_bytes`, in shards with an index.
+
+    One shard at a time is held in memory. A tensor that is larger than a shard has one to itself.
+
+    Args:
+        folder: holds none yet.
+        tensors: asked for one by one.
+        max_shard_bytes: of the tensors in a file.
+    """
+    shards: list[dict[str, int]] = []  # of each: its tensors' bytes
+    pending: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if pending and sum(held.nbytes for held in pending.values()) + tensor.nbytes > max_shard_bytes:
+            shards.append(_write_shard(folder, len(shards), pending))
+            pending = {}
+        pending[name] = tensor
+    shards.append(_write_shard(folder, len(shards), pending))
+    if len(shards) == 1:
+        _shard(folder, 0).rename(folder / WEIGHTS)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        _shard(folder, number).rename(folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": sum(sum(shard.values()) for shard in shards)}, "weight_map": weight_map}
+    (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    save_file(dict(tensors), _shard(folder, number), metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+def _shard(folder: Path, number: int) -> Path:
+    """A shard's file while nobody knows how many there will be."""
+    return folder / f"{number:05}.safetensors"
+
+
 def write_companions(
     folder: Path,
     architecture: Architecture,
@@ -95,11 +144,12 @@ def write_companions(
     *,
     teacher: Path,
     teacher_config: Mapping[str, Any],
+    dtype: str = "float32",
 ) -> None:
-    """What stands beside the weights (which are float32): the student's config, and the teacher's tokenizer."""
+    """What stands beside the weights: the student's config, which names their `dtype`, and the teacher's tokenizer."""
     config = FAMILIES[architecture.family].config(architecture, teacher_config, layers=selection.layers)
     config.pop("torch_dtype", None)  # the old name of `dtype`
-    config["dtype"] = "float32"
+    config["dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COPIED_FILES:
         if (teacher / name).is_file():

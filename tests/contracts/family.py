@@ -19,6 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from search.architecture import AXES, Architecture
 from search.budget import Budget
+from search.checkpoint import expected_shapes
 from search.counting import parameters
 from search.errors import IllegalArchitecture, InvalidInput, UnknownAttribute
 from search.families import FAMILIES
@@ -42,7 +43,7 @@ from workers.compress.importance import score
 from workers.compress.model import build_model
 from workers.compress.pipeline import build_student
 from workers.compress.slicing import select, slice_tensors
-from workers.compress.teacher import Teacher, expected_shapes, load_teacher
+from workers.compress.teacher import Teacher, load_teacher
 from workers.export import WEIGHTS, write_companions
 from workers.families import FAMILIES as TORCH_FAMILIES
 from workers.families.dimensions import Axis, entries

@@ -504,7 +504,11 @@ class EndingASearch:
         assert sorted(orphans) == sorted(map(digest, ("selection 0", "checkpoint 0", "tar")))
         store.finish_search(second, JobState.COMPLETED)
         shared = preparation()
-        assert set(store.delete_search(second.subject_id)) == {shared.tokens_artifact, shared.importance_artifact}
+        assert set(store.delete_search(second.subject_id)) == {
+            shared.teacher_digest,
+            shared.tokens_artifact,
+            shared.importance_artifact,
+        }
 
     def test_an_artifact_that_one_search_refers_to_twice_is_handed_out_once(self, store: Store) -> None:
         lease = running_search(store)

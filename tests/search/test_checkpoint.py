@@ -43,6 +43,21 @@ def test_a_header_says_where_each_tensor_lies(tmp_path: Path) -> None:
     }
 
 
+def test_no_byte_beyond_the_header_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    write_safetensors(file, tensors_of(CONFIG))
+    size = file.stat().st_size
+    data = sum(tensor.num_bytes for tensor in read_headers([file]).values())
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    of_the_count_itself = bytes_read() - before
+    read_headers([file])
+    assert bytes_read() - before - 2 * of_the_count_itself <= size - data + 8  # the count may grow by some digits
+
+
 @pytest.mark.parametrize("cut", [1, 1_000, 10**9])
 def test_a_file_that_is_cut_short_is_named_with_both_sizes(cut: int, tmp_path: Path) -> None:
     file = tmp_path / "model-00002-of-00002.safetensors"

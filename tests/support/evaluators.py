@@ -16,6 +16,7 @@ from search.ports import (
     RunStarted,
 )
 from search.records import Measurement, Preparation, RunResult, SearchRecord
+from tests.support.files import FINGERPRINT
 
 #: What a candidate's evaluation may come to, besides being completed.
 FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
@@ -105,9 +106,9 @@ def _measured(tokens: int, loss: float) -> tuple[Measurement, ...]:
 
 
 def make_preparation() -> Preparation:
-    """A preparation that names no real artifact."""
+    """A preparation that names no real artifact, unless somebody stores `FINGERPRINT`."""
     return Preparation(
-        teacher_digest="1" * 64,
+        teacher_digest=FINGERPRINT.digest,
         teacher_parameters=1,
         data_digest="2" * 64,
         train_tokens=100,

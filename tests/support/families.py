@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from search.architecture import Architecture
+from search.checkpoint import expected_shapes
 from search.errors import IllegalArchitecture
 from search.families import FAMILIES as LATTICE_FAMILIES
 from search.families import family_of
@@ -20,7 +21,7 @@ from search.selection import Indices, Selection
 from workers.compress.importance import Importance
 from workers.compress.model import PLAIN_ATTENTION, build_model
 from workers.compress.slicing import slice_tensors
-from workers.compress.teacher import Teacher, expected_shapes
+from workers.compress.teacher import Teacher
 from workers.families import FAMILIES
 from workers.families.dimensions import Axis, Each, Heads
 

@@ -27,7 +27,7 @@ from search.serialization import canonical_json
 from search.store.sql import SqlStore, migrate
 from service.app import Server, create_app
 from service.settings import ServiceSettings
-from tests.support.files import write_model
+from tests.support.files import FINGERPRINT, write_model
 
 #: A request that `serve_api`'s model and text can satisfy.
 REQUEST: dict[str, Any] = {
@@ -116,6 +116,7 @@ class HandDriver:
     def take(self) -> str:
         """Lease the oldest search and prepare it; its id."""
         self.lease = self.served.store.lease_job("search", owner="hand", ttl_s=600)
+        self.served.artifacts.put_bytes(FINGERPRINT.document)
         self.served.store.save_preparation(self._lease, _preparation())
         return self._lease.subject_id
 
@@ -207,7 +208,7 @@ def write_request(path: Path, **changes: Any) -> Path:
 
 def _preparation() -> Preparation:
     return Preparation(
-        teacher_digest="1" * 64,
+        teacher_digest=FINGERPRINT.digest,
         teacher_parameters=200_000,
         data_digest="2" * 64,
         train_tokens=2048,

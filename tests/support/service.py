@@ -13,6 +13,7 @@ from search.selection import Selection
 from search.serialization import canonical_json
 from search.store.sql import SqlStore
 from tests.support.evaluators import make_preparation, make_result
+from tests.support.files import FINGERPRINT
 
 #: Needs 32 x (2 + 4 + 2) + 128 = 384 tokens of text.
 BODY: dict[str, Any] = {
@@ -42,6 +43,7 @@ class DriverHand:
         lease = self.store.lease_job("search", owner="hand", ttl_s=600)
         assert lease is not None
         if self.store.get_search(lease.subject_id).preparation is None:
+            self.artifacts.put_bytes(FINGERPRINT.document)
             self.store.save_preparation(lease, make_preparation())
         return lease
 

@@ -1,29 +1,37 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from search.checkpoint import Fingerprint
 from search.counting import flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
+from search.errors import UnusableTeacher
+from search.planning import feasible_sets
 from search.records import SearchRecord
 from search.selection import Selection
 from search.serialization import to_json
 from search.sources import resolve_teacher
 from search.spec import SPEC_VERSION, Recipe, Spec, SpecTeacher
-from tests.support.homes import REPOSITORY, Home, task_for
+from tests.support.homes import REPOSITORY, Home
 from tests.support.llamas import some_tokens
-from tests.support.teachers import make_teacher
-from workers.apply import main
+from workers.apply import apply, main, narrow
+from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.importance import score
 from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
-from workers.compress.teacher import Teacher, load_teacher, teacher_digest
+from workers.compress.teacher import Teacher, load_teacher
+from workers.export import WEIGHTS
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -36,16 +44,23 @@ def teacher(home: Home) -> Teacher:
     return load_teacher(resolve_teacher("tiny", [home.models]))
 
 
+def identity_of(path: Path, teacher: Teacher) -> Fingerprint:
+    source = resolve_teacher(path.name, [path.parent])
+    return fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
+
+
 def spec_of(home: Home, teacher: Teacher, search: SearchRecord, selection: Selection, **sizes: int) -> Spec:
     architecture = teacher.architecture.with_axes(**sizes)
     request = search.request
+    identity = identity_of(home.models / "tiny", teacher)
     return Spec(
         spec_version=SPEC_VERSION,
         search_id=search.id,
         candidate_id="c-0",
         teacher=SpecTeacher(
             model="tiny",
-            digest=teacher_digest(resolve_teacher("tiny", [home.models])),
+            digest=identity.digest,
+            fingerprint=identity,
             parameters=search.teacher.parameters,
             metrics={},
             ignored_attributes=(),
@@ -67,9 +82,10 @@ def spec_of(home: Home, teacher: Teacher, search: SearchRecord, selection: Selec
 
 @pytest.fixture(scope="module")
 def pruned(home: Home, teacher: Teacher) -> Spec:
-    """The spec of a candidate that a search might propose."""
+    """The spec of a candidate that a search might propose, and that drops a layer."""
     search = home.search()
-    architecture = task_for(search, index=3).architecture
+    (feasible,) = feasible_sets(search)
+    architecture = next(point for point in feasible.points if point.num_hidden_layers == 2)
     windows = some_tokens(batch=4, length=32, vocab_size=architecture.vocab_size)
     selection = select(score(teacher, windows, batch_windows=4), architecture, teacher=teacher.architecture)
     return spec_of(home, teacher, search, selection, **architecture.axes)
@@ -121,11 +137,139 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], out: Path)
     return captured.err
 
 
-def test_another_teacher_is_refused(pruned: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_teacher(tmp_path / "tiny", seed=9)
-    spec = write(pruned, tmp_path / "s.json")
-    message = refused([spec, "--teacher", str(tmp_path / "tiny")], capsys, tmp_path / "out")
-    assert message.startswith("error: teacher: expected the spec's teacher 'tiny' with digest")
+def with_other_weights(home: Home, copy: Path, others: Mapping[str, Tensor]) -> Path:
+    """A copy of the teacher, some of its tensors replaced."""
+    shutil.copytree(home.models / "tiny", copy)
+    save_file(load_file(copy / WEIGHTS) | dict(others), copy / WEIGHTS, metadata={"format": "pt"})
+    return copy
+
+
+def test_other_weights_are_refused_by_the_tensors_name(
+    home: Home, teacher: Teacher, pruned: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"model.layers.{pruned.selection.layers[-1]}.mlp.down_proj.weight"
+    other = with_other_weights(home, tmp_path / "other", {name: teacher.tensors[name] + 1})
+    message = refused([write(pruned, tmp_path / "s.json"), "--teacher", str(other)], capsys, tmp_path / "out")
+    assert message.startswith(f"error: teacher.model: expected {name} as it was searched, with SHA-256")
+    assert "another one in model.safetensors" in message
+
+
+def test_a_teacher_of_another_config_is_refused_before_its_weights_are_read(
+    home: Home, pruned: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = with_other_weights(home, tmp_path / "other", {})
+    with (other / "config.json").open("a") as config:
+        config.write("\n")
+    message = refused([write(pruned, tmp_path / "s.json"), "--teacher", str(other)], capsys, tmp_path / "out")
+    assert message.startswith("error: teacher: expected the spec's teacher 'tiny', whose config.json has SHA-256")
+
+
+def test_a_fingerprint_that_is_not_that_of_the_digest_is_refused(
+    home: Home, pruned: Spec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = write(replace(pruned, teacher=replace(pruned.teacher, digest="0" * 64)), tmp_path / "s.json")
+    message = refused([spec, "--teacher", str(home.models / "tiny")], capsys, tmp_path / "out")
+    assert message.startswith(f"error: teacher.fingerprint: expected the fingerprint with digest {'0' * 64}")
+
+
+def dropped_layer(spec: Spec, teacher: Teacher) -> int:
+    (dropped, *_) = set(range(teacher.architecture.num_hidden_layers)) - set(spec.selection.layers)
+    return dropped
+
+
+def test_each_tensor_of_a_kept_layer_is_read_once_and_no_byte_of_a_dropped_one(
+    home: Home, teacher: Teacher, pruned: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[range] = []
+
+    def spying(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        length = original(descriptor, buffers, offset)
+        read.append(range(offset, offset + length))
+        return length
+
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", spying)
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("a digest of the whole was taken"))
+    apply(pruned, teacher=home.models / "tiny", out=tmp_path / "out")
+    source = resolve_teacher("tiny", [home.models])
+    dropped = f"model.layers.{dropped_layer(pruned, teacher)}."
+    wanted = {t.offset: t.num_bytes for name, t in source.tensors.items() if not name.startswith(dropped)}
+    assert len(wanted) < len(source.tensors)
+    assert {part.start: len(part) for part in read} == wanted
+    assert len(read) == len(wanted)
+
+
+def test_damage_in_a_dropped_layer_changes_nothing(home: Home, teacher: Teacher, pruned: Spec, tmp_path: Path) -> None:
+    name = f"model.layers.{dropped_layer(pruned, teacher)}.mlp.up_proj.weight"
+    damaged = with_other_weights(home, tmp_path / "damaged", {name: teacher.tensors[name] + 1})
+    apply(pruned, teacher=home.models / "tiny", out=tmp_path / "sound")
+    apply(pruned, teacher=damaged, out=tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "sound" / WEIGHTS).read_bytes()
+
+
+def test_shards_in_and_shards_out_hold_the_same_tensors(home: Home, pruned: Spec, tmp_path: Path) -> None:
+    shutil.copytree(home.models / "tiny", tmp_path / "sharded", ignore=shutil.ignore_patterns(WEIGHTS))
+    config = (tmp_path / "sharded" / "config.json").read_bytes()
+    AutoModelForCausalLM.from_pretrained(home.models / "tiny").save_pretrained(
+        tmp_path / "sharded", max_shard_size="50KB"
+    )
+    (tmp_path / "sharded" / "config.json").write_bytes(config)
+    apply(pruned, teacher=home.models / "tiny", out=tmp_path / "whole")
+    apply(pruned, teacher=tmp_path / "sharded", out=tmp_path / "parts", max_shard_bytes=40_000)
+
+    index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
+    shards = sorted(path.name for path in (tmp_path / "parts").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert shards == [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
+    for shard in shards:
+        held = load_file(tmp_path / "parts" / shard)
+        assert sum(tensor.nbytes for tensor in held.values()) <= 40_000 or len(held) == 1
+    whole = load_file(tmp_path / "whole" / WEIGHTS)
+    assert index["weight_map"].keys() == whole.keys()
+    for name, shard in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "parts" / shard)[name], whole[name])
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "parts", output_loading_info=True)
+    model, report = loaded
+    assert not any(report.values()), report
+    assert model.num_parameters() == pruned.parameters
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_stored_in_half_the_bits_stays_so_with_the_values_that_were_searched(
+    home: Home, teacher: Teacher, pruned: Spec, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path = with_other_weights(
+        home, tmp_path / "half", {name: tensor.to(dtype) for name, tensor in teacher.tensors.items()}
+    )
+    half = load_teacher(resolve_teacher("half", [tmp_path]))
+    identity = identity_of(path, half)
+    spec = replace(pruned, teacher=replace(pruned.teacher, fingerprint=identity, digest=identity.digest))
+    apply(spec, teacher=path, out=tmp_path / "out")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / WEIGHTS).values()} == {dtype}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    searched = dict(build_student(half, spec.architecture, spec.selection).named_parameters())
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert all(torch.equal(tensor, searched[name]) for name, tensor in loaded.named_parameters())
+
+
+def test_a_value_that_fewer_bits_do_not_hold_keeps_its_bits() -> None:
+    exact = torch.arange(4096.0).reshape(2048, 2)  # bfloat16 holds eight significant bits
+    assert narrow(exact[:128], torch.bfloat16).dtype is torch.bfloat16
+    assert narrow(exact, torch.bfloat16) is exact
+    assert narrow(exact, torch.float32) is exact
+
+
+@pytest.mark.parametrize("max_shard_bytes", [40_000, 5_000_000_000])
+def test_a_teacher_that_is_refused_half_way_leaves_nothing_behind(
+    home: Home, teacher: Teacher, pruned: Spec, tmp_path: Path, max_shard_bytes: int
+) -> None:
+    name = "model.norm.weight"  # late in the family's table: shards are written before it is read
+    other = with_other_weights(home, tmp_path / "other", {name: teacher.tensors[name] + 1})
+    (tmp_path / "place").mkdir()
+    with pytest.raises(UnusableTeacher, match=name):
+        apply(pruned, teacher=other, out=tmp_path / "place" / "out", max_shard_bytes=max_shard_bytes)
+    assert list((tmp_path / "place").iterdir()) == []
 
 
 @pytest.mark.parametrize(

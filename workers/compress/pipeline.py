@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from search.architecture import Architecture
+from search.checkpoint import Fingerprint
 from search.errors import CandidateFailed, UnusableTeacher
 from search.families import FAMILIES
 from search.ports import ArtifactStore, EvaluationTask
@@ -30,6 +31,7 @@ from search.request import SearchRequest
 from search.selection import Selection
 from search.serialization import canonical_json
 from search.sources import resolve_teacher, resolve_text
+from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
@@ -37,7 +39,7 @@ from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
-from workers.compress.teacher import Teacher, check_finite, load_teacher, teacher_digest
+from workers.compress.teacher import Teacher, check_finite, load_teacher
 
 Split = Literal["validation", "test"]
 
@@ -57,7 +59,7 @@ def prepare(
     """
     request, clock = search.request, Stopwatch()
     with clock("load_teacher"):
-        teacher, digest = _open_teacher(search, model_roots=model_roots, device=device)
+        teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         check_finite(teacher)
     with clock("pack_text"):
         files = resolve_text(request.data.train, data_roots).files
@@ -71,7 +73,7 @@ def prepare(
     with clock("score_importance"):
         importance = score(teacher, tokens.calibration, batch_windows=batch_windows)
     return Preparation(
-        teacher_digest=digest,
+        teacher_digest=artifacts.put_bytes(identity.document),
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
         train_tokens=tokens.train.numel(),
@@ -104,9 +106,9 @@ class Workbench:
         """
         preparation = search.preparation
         assert preparation is not None, "a search is prepared before it is evaluated"
-        teacher, digest = _open_teacher(search, model_roots=model_roots, device=device)
-        if digest != preparation.teacher_digest:
-            raise _changed(preparation.teacher_digest, digest)
+        teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
+        if identity.digest != preparation.teacher_digest:
+            raise _changed(preparation.teacher_digest, identity.digest)
         return cls(
             teacher=teacher,
             tokens=Tokens.load(artifacts.local_path(preparation.tokens_artifact)),
@@ -182,13 +184,13 @@ def windows_per_batch(request: SearchRequest) -> int:
     return request.distillation.batch_tokens // request.data.sequence_length
 
 
-def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: str) -> tuple[Teacher, str]:
-    """The teacher that the search names, and its digest."""
+def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: str) -> tuple[Teacher, Fingerprint]:
+    """The teacher that the search names, and its fingerprint."""
     source = resolve_teacher(search.teacher.model, model_roots)
     if source.config != search.teacher.config:
         raise _changed("its config.json at submission", "another config.json")
     teacher = load_teacher(source, ignore=search.request.teacher.ignore_attributes, device=device)
-    return teacher, teacher_digest(source)
+    return teacher, fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
 
 
 def _changed(expected: str, got: str) -> UnusableTeacher:

@@ -5,7 +5,7 @@ is cutting once. (A family whose stock class computes a scale from the width is 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -53,28 +53,47 @@ def slice_tensors(
         family: says what each dimension of each tensor runs over.
         teacher: the sizes of what is cut.
     """
-    return {
-        template.format(layer=new): slice_tensor(tensors[name], template, new, selection, family, teacher=teacher)
-        for template in family.dimensions
-        for new, old in (enumerate(selection.layers) if "{layer}" in template else [(0, 0)])
-        if (name := template.format(layer=old)) in tensors
-    }
+    return dict(slice_each(tensors, selection, family, teacher=teacher))
 
 
-def slice_tensor(
-    tensor: Tensor, template: str, layer: int, selection: Selection, family: TorchFamily, *, teacher: Architecture
-) -> Tensor:
-    """One parameter of the student: see `slice_tensors`.
+def slice_each(
+    tensors: Mapping[str, Tensor],
+    selection: Selection,
+    family: TorchFamily,
+    *,
+    teacher: Architecture,
+    dtype: torch.dtype | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """`slice_tensors`, one by one. Asks for each of the teacher's tensors once, and for none of a dropped layer.
 
     Args:
-        tensor: the teacher's whole parameter.
-        template: its name in the family's table.
-        layer: the student's number of its layer; any where the name has none.
-        selection, family, teacher: as there.
+        tensors, selection, family, teacher: as there.
+        dtype: what the student is converted to, after gathering: less to convert, and the same values.
     """
+    for template in family.dimensions:
+        for new, old in enumerate(selection.layers) if "{layer}" in template else [(0, 0)]:
+            if (name := template.format(layer=old)) in tensors:
+                # Nested, so that no name keeps a tensor alive that is done with.
+                yield (
+                    template.format(layer=new),
+                    _slice(tensors[name], template, new, selection, family, teacher=teacher, dtype=dtype),
+                )
+
+
+def _slice(
+    tensor: Tensor,
+    template: str,
+    layer: int,
+    selection: Selection,
+    family: TorchFamily,
+    *,
+    teacher: Architecture,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """One parameter of the student, of the student's `layer`; compensated in `dtype`, as the pipeline computes."""
     elements = kept_elements(selection, layer)
     indices = [entries(dimension, elements, teacher) for dimension in family.dimensions[template]]
-    return _compensated(_gather(tensor, indices), template, selection, family, teacher)
+    return _compensated(_as(dtype, _gather(tensor, indices)), template, selection, family, teacher)
 
 
 def kept_elements(selection: Selection, layer: int) -> Elements:
@@ -138,3 +157,7 @@ def _gather(tensor: Tensor, indices: Iterable[Sequence[int] | None]) -> Tensor:
         if index is not None:
             kept = kept.index_select(dimension, torch.tensor(index, device=tensor.device))
     return kept.clone() if kept is tensor else kept
+
+
+def _as(dtype: torch.dtype | None, tensor: Tensor) -> Tensor:
+    return tensor if dtype is None else tensor.to(dtype)

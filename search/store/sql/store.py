@@ -282,7 +282,11 @@ class SqlStore(Store):
             written = search.connection.execute(update(searches).where(unprepared).values(preparation=preparation))
             if written.rowcount == 0:
                 return  # the first write wins
-            search.refer(tokens=preparation.tokens_artifact, importance=preparation.importance_artifact)
+            search.refer(
+                teacher=preparation.teacher_digest,
+                tokens=preparation.tokens_artifact,
+                importance=preparation.importance_artifact,
+            )
             search.append(
                 "search.prepared",
                 teacher_metrics=dict(preparation.teacher_metrics),

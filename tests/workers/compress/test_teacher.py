@@ -1,7 +1,5 @@
-import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from search.sources import TeacherSource, resolve_teacher
 from tests.support.llamas import logits_of, some_tokens
 from tests.support.teachers import make_teacher
 from workers.compress.model import count_parameters
-from workers.compress.teacher import check_finite, load_teacher, teacher_digest
+from workers.compress.teacher import check_finite, load_teacher
 
 Spoil = Callable[[dict[str, Tensor]], None]
 
@@ -179,27 +177,6 @@ def test_an_attribute_that_nobody_understands_is_refused_unless_the_user_vouches
     with pytest.raises(UnknownAttribute, match="clever_trick"):
         load_teacher(source_of(tmp_path / "odd"))
     assert load_teacher(source_of(tmp_path / "odd"), ignore=["clever_trick"]).architecture.hidden_size == 48
-
-
-def test_the_digest_is_what_sha256sum_says(made: Path) -> None:
-    lines = subprocess.run(
-        ["sha256sum", "config.json", "model.safetensors"], cwd=made, check=True, capture_output=True
-    ).stdout
-    assert teacher_digest(source_of(made)) == hashlib.sha256(lines).hexdigest()
-
-
-def test_the_digest_follows_weights_and_config_and_nothing_else(made: Path, tmp_path: Path) -> None:
-    def touch(tensors: dict[str, Tensor]) -> None:
-        tensors["model.norm.weight"][0] += 1
-
-    before = teacher_digest(source_of(made))
-    assert teacher_digest(spoilt(made, tmp_path / "touched", touch)) != before
-    shutil.copytree(made, tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "README.md").write_text("a note")
-    assert teacher_digest(source_of(tmp_path / "elsewhere")) == before
-    with (tmp_path / "elsewhere" / "config.json").open("a") as config:
-        config.write("\n")
-    assert teacher_digest(source_of(tmp_path / "elsewhere")) != before
 
 
 @pytest.mark.data

@@ -40,7 +40,7 @@ from search.selection import Selection
 from search.serialization import to_json
 from search.sources import TeacherSource, resolve_teacher
 from search.spec import SPEC_VERSION, Recipe, Spec, SpecTeacher
-from workers.apply import apply, read_spec
+from workers.apply import main as apply
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.distill import distill
 from workers.compress.importance import score
@@ -228,11 +228,11 @@ def cached_bytes(file: Path) -> int:
 
 
 def apply_here(spec_file: Path, teacher: Path, out: Path) -> Json:
-    """Apply, in this process, which has imported everything that `apply` needs."""
-    spec = read_spec(spec_file)
+    """Run the command in this process, which has imported everything that it needs."""
     read, began = bytes_read(), time.monotonic()
     with watched() as watch:
-        apply(spec, teacher=teacher, out=out)
+        status = apply([str(spec_file), "--teacher", str(teacher), "--out", str(out)])
+    assert status == 0, "espalier apply failed"
     seconds = time.monotonic() - began
     return {"anonymous": watch.peak, "read": bytes_read() - read - watch.read, "seconds": seconds}
 
@@ -248,7 +248,9 @@ def measure_apply(scale: str, folder: Path) -> Json:
     for file in source.weight_files:
         evict(file)
     command = [sys.executable, "-m", "benchmarks.pruning", "--apply", str(spec_file), str(teacher), str(out)]
-    found: Json = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: Json = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
     dropped = [f for f in source.weight_files if f.stem[6:].isdigit() and int(f.stem[6:]) not in selection.layers]
     kept = [tensor for tensor in source.tensors.values() if tensor.file not in dropped]
     shards = sorted(out.glob("*.safetensors"))

@@ -6,9 +6,11 @@ The result is stored as the teacher is (bfloat16, say): what was searched in flo
 """
 
 import argparse
+import ctypes
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 
@@ -33,6 +35,11 @@ from workers.families import FAMILIES
 #: Rows of a matrix that are compared at a time.
 _ROWS = 1024
 
+#: glibc's malloc.h.
+_M_MMAP_THRESHOLD = -3
+#: What is larger gets a mapping of its own.
+_MAPPED_BYTES = 1 << 20
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 with a message on stderr where the input cannot work."""
@@ -41,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", type=Path, required=True, help="the teacher's Hugging Face directory")
     parser.add_argument("--out", type=Path, required=True, help="the directory to make; must not exist")
     options = parser.parse_args(arguments)
+    _give_back_what_is_freed()
     try:
         spec = read_spec(options.spec)
         apply(spec, teacher=options.teacher, out=options.out)
@@ -153,6 +161,16 @@ def _contradiction(architecture: Architecture) -> InvalidInput:
     return InvalidInput(
         expected="a selection that gives the spec's architecture", got=architecture, where=("selection",)
     )
+
+
+def _give_back_what_is_freed() -> None:
+    """Have each large tensor mapped by itself, so that its memory goes back when it is freed.
+
+    The heap that glibc puts tensors of up to 32 MiB into keeps a hole for each that is gone between two that stay:
+    measured, 4.0 GB held where 2.4 GB were in use. Other C libraries have no such call, or need none.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _check_indices(selection: Selection, teacher: Architecture) -> None:

@@ -1,6 +1,7 @@
 """Every bad input has an answer that says what was expected, what came, and where."""
 
 import json
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.files import write_index, write_model
+from tests.support.files import CONFIG, tensors_of, write_index, write_model, write_safetensors
 from tests.support.service import BODY, DriverHand
 
 Json = dict[str, Any]
@@ -77,6 +78,44 @@ def test_a_teacher_with_missing_shards(client: TestClient, own_roots: Path) -> N
     write_index(write_model(own_roots / "models" / "torn", weights=None), "model-00001-of-00001.safetensors")
     error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "torn"})
     assert error["missing"] == ["model-00001-of-00001.safetensors"]
+
+
+def test_a_teacher_with_a_truncated_file(client: TestClient, own_roots: Path) -> None:
+    weights = write_model(own_roots / "models" / "short") / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "short"})
+    assert error["got"] == "model.safetensors"
+    assert "Copy it again" in error["hint"]
+
+
+def test_a_teacher_whose_weights_are_another_models(client: TestClient, own_roots: Path) -> None:
+    path = write_model(own_roots / "models" / "other")
+    write_safetensors(path / "model.safetensors", tensors_of(CONFIG | {"vocab_size": 300}))
+    error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "other"})
+    assert error["expected"] == "model.embed_tokens.weight of shape [256, 64]"
+    assert error["got"] == [300, 64]
+
+
+def test_a_teacher_in_eight_bits(client: TestClient, own_roots: Path) -> None:
+    path = write_model(own_roots / "models" / "fp8")
+    write_safetensors(path / "model.safetensors", tensors_of(CONFIG, dtype="F8_E4M3"))
+    error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "fp8"})
+    assert error["got"] == "model.embed_tokens.weight in F8_E4M3"
+
+
+def test_a_teacher_that_is_an_adapter(client: TestClient, own_roots: Path) -> None:
+    path = write_model(own_roots / "models" / "lora", weights="adapter_model.safetensors")
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    error = refuse(client, "unusable-teacher", "teacher.model", teacher={"model": "lora"})
+    assert error["got"] == "an adapter (adapter_config.json) to 'org/base'"
+
+
+def test_a_teacher_with_code_of_its_own(client: TestClient, own_roots: Path) -> None:
+    auto_map = {"AutoModelForCausalLM": "modeling.Mine"}
+    write_model(own_roots / "models" / "clever", auto_map=auto_map)
+    teacher = {"model": "clever", "ignore_attributes": ["auto_map"]}
+    error = refuse(client, "forbidden-source", "teacher.model", teacher=teacher)
+    assert error["got"] == auto_map
 
 
 def test_a_family_that_is_not_supported(client: TestClient, own_roots: Path) -> None:

@@ -3,7 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,40 @@ def test_a_value_that_fewer_bits_do_not_hold_keeps_its_bits() -> None:
     assert narrow(exact[:128], torch.bfloat16).dtype is torch.bfloat16
     assert narrow(exact, torch.bfloat16) is exact
     assert narrow(exact, torch.float32) is exact
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path / WEIGHTS, (path / WEIGHTS).stat().st_size - 1)
+
+
+def add_a_surplus_tensor(path: Path) -> None:
+    save_file(load_file(path / WEIGHTS) | {"surplus": torch.zeros(1)}, path / WEIGHTS)
+
+
+def leave_an_adapter(path: Path) -> None:
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (truncate, "expected a whole safetensors file, got 'model.safetensors'"),
+        (add_a_surplus_tensor, "got 'surplus in model.safetensors (1 unexpected in all)'"),
+        (leave_an_adapter, "an adapter (adapter_config.json)"),
+    ],
+)
+def test_a_spoilt_teacher_is_refused_by_name(
+    home: Home,
+    pruned: Spec,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    other = with_other_weights(home, tmp_path / "other", {})
+    spoil(other)
+    spec = write(pruned, tmp_path / "s.json")
+    assert message in refused([spec, "--teacher", str(other)], capsys, tmp_path / "out")
 
 
 @pytest.mark.parametrize("max_shard_bytes", [40_000, 5_000_000_000])

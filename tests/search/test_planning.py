@@ -27,7 +27,7 @@ from search.planning import (
 from search.records import JobState, Progress, SearchRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
-from tests.support.files import ARCHITECTURE, CONFIG, write_model
+from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 
 #: Tokens: 8 x (2 + 4 + 2) of calibration and held-out windows, 64 of distillation.
 BODY: dict[str, Any] = {
@@ -157,6 +157,7 @@ def test_a_sequence_longer_than_the_teacher_reads_is_refused(roots: Path) -> Non
 def test_a_sequence_longer_than_the_learned_positions_is_refused(roots: Path) -> None:
     config = {"model_type": "gpt2", "n_layer": 4, "n_embd": 64, "n_head": 8, "n_positions": 7, "vocab_size": 256}
     (roots / "small" / "config.json").write_text(json.dumps(config))
+    write_safetensors(roots / "small" / "model.safetensors", tensors_of(config))
     error = refused(roots, InvalidRequest, "data.sequence_length")
     assert "at most the teacher's max_position_embeddings = 7" in str(error)
 

@@ -20,10 +20,12 @@ _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 #: Where files lie while they are written, beside the shards: on the same file system, so that a rename is atomic.
 _INCOMING = ".incoming"
+#: Where the keys lie: files of 64 bytes, named like what they stand for.
+_KEYS = "keys"
 
 
 class FsspecArtifactStore(ArtifactStore):
-    """Files under ``ab/cdef…`` (the digest, sharded), read-only.
+    """Files under ``ab/cdef…`` (the digest, sharded), read-only; keys under ``keys/ab/cdef…``.
 
     Args:
         url: a folder (a path, or ``file://…``), or any other URL that fsspec knows, such as ``s3://bucket/prefix``
@@ -90,6 +92,24 @@ class FsspecArtifactStore(ArtifactStore):
             if self._remote:
                 self._remote.delete(digest)
 
+    def remember(self, key: str, digest: str) -> None:
+        """Note what the key stands for."""
+        name, content = _key_name(key), digest.encode()
+        if self._remote:
+            self._remote.write(name, content)
+        else:
+            self._folder.write(name, content)
+
+    def recall(self, key: str) -> str | None:
+        """What the key stands for, if that is still there."""
+        name = _key_name(key)
+        try:
+            digest = (self._remote or self._folder).read(name).decode("ascii", "replace")
+            self.size(digest)
+        except (FileNotFoundError, NotFound):
+            return None
+        return digest
+
 
 class _Folder:
     """The files on this machine: the store, or its cache."""
@@ -99,6 +119,25 @@ class _Folder:
 
     def path(self, digest: str) -> Path:
         return self._root / _name(digest)
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file that is no artifact; it may be there already."""
+        incoming = self._root / _INCOMING / uuid.uuid4().hex
+        incoming.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with incoming.open("xb") as target:
+                target.write(content)
+                target.flush()
+                os.fsync(target.fileno())
+            path = self._root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            incoming.rename(path)
+            _sync_folder(path.parent)
+        finally:
+            incoming.unlink(missing_ok=True)
 
     def put(self, source: BinaryIO) -> str:
         incoming = self._root / _INCOMING / uuid.uuid4().hex
@@ -145,6 +184,16 @@ class _Remote:
                 self._filesystem.rm_file(incoming)
         return digest
 
+    def read(self, name: str) -> bytes:
+        content: bytes = self._filesystem.cat_file(str(self._root / name))
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file that is no artifact; it may be there already."""
+        path = self._root / name
+        self._filesystem.makedirs(str(path.parent), exist_ok=True)
+        self._filesystem.pipe_file(str(path), content)
+
     def open(self, digest: str) -> BinaryIO:
         file: BinaryIO = self._filesystem.open(self._path(digest), "rb")
         return file
@@ -161,6 +210,10 @@ def _name(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise NotFound("artifact", digest)
     return f"{digest[:2]}/{digest[2:]}"
+
+
+def _key_name(key: str) -> str:
+    return f"{_KEYS}/{_name(key)}"
 
 
 def _copy(source: BinaryIO, target: BinaryIO | None) -> str:

@@ -17,7 +17,7 @@ from search.counting import count, flops_per_token, kv_cache_bytes_per_token, no
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.families import family_of
 from search.records import NewSearch, SearchRecord, TeacherRecord
-from search.request import BudgetRequest, SearchRequest
+from search.request import BudgetRequest, ImportanceRequest, SearchRequest
 from search.sources import TeacherSource, TextSource, resolve_teacher, resolve_text
 from search.space import FeasibleSet, SearchSpace
 
@@ -28,6 +28,9 @@ ASSUMED_FLOPS_PER_SECOND = 0.4 * 989e12
 #: How many architectures of a budget a preview shows, and how many its mean cost is taken over.
 _NUM_EXAMPLES = 5
 _NUM_SAMPLED = 64
+
+#: ``final_logit_softcapping`` of the stock config class where ``config.json`` does not say.
+_CAPPED_BY_DEFAULT = {"gemma2": 30.0}
 
 _SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -53,6 +56,7 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
     _check_sequence_length(request, teacher)
+    _check_importance(request.importance, teacher)
     text = _text(request, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
@@ -140,6 +144,22 @@ def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet,
     return tuple(feasible)
 
 
+def _check_importance(importance: ImportanceRequest, teacher: TeacherRecord) -> None:
+    """Refuse scores that take logits straight from the LM head where the stock class caps them afterwards."""
+    default = _CAPPED_BY_DEFAULT.get(teacher.architecture.family)
+    cap = teacher.config.get("final_logit_softcapping", default)
+    if cap is None:
+        return
+    for name, without in (("score", {"taylor"}), ("layer_score", {"loss_increase", "logit_change"})):
+        if (got := getattr(importance, name)) in without:
+            raise InvalidRequest(
+                expected="a score that takes no logits: the teacher's final_logit_softcapping is not null",
+                got=got,
+                where=("importance", name),
+                hint=f"The teacher caps its logits at {cap}, which {got!r} would miss.",
+            )
+
+
 def _num_candidates(request: SearchRequest, feasible: FeasibleSet) -> int:
     return min(request.strategy.max_candidates, len(feasible.points))
 
@@ -194,7 +214,8 @@ class CostEstimate:
     """Tokens of the importance pass, once a search."""
     flops: float
     """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
-    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher."""
+    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher,
+    three with gradients, and for layer scores by removal the layers behind each one removed."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -259,7 +280,8 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
-    flops = float(calibration_tokens * teacher_flops)
+    passes = _calibration_passes(request.importance, planned.new_search.teacher.architecture.num_hidden_layers)
+    flops = passes * calibration_tokens * teacher_flops
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
         distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
@@ -275,6 +297,16 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
         assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
     )
+
+
+def _calibration_passes(importance: ImportanceRequest, num_layers: int) -> float:
+    """Forward passes of the teacher that the scores take."""
+    passes = 3.0 if importance.score == "taylor" else 1.0
+    if importance.layer_score == "block_influence":
+        return passes
+    # the layers behind a block that ends before layer i are run once for each block that ends there
+    blocks = range(1, num_layers + 1) if importance.layer_choice == "contiguous" else [1] * num_layers
+    return passes + sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
 
 
 def _mean_flops(feasible: FeasibleSet, *, sequence_length: int) -> float:

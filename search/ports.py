@@ -173,7 +173,8 @@ class Evaluator(ABC):
 class ArtifactStore(ABC):
     """Files by the SHA-256 of their content: written whole or not at all, never changed, safe to share.
 
-    Digests are 64 lower-case hex digits. Storing the same content twice is one file.
+    Digests are 64 lower-case hex digits. Storing the same content twice is one file. Beside the files there are keys,
+    which say what content something stands for; losing them loses nothing that cannot be computed again.
     """
 
     @abstractmethod
@@ -202,6 +203,18 @@ class ArtifactStore(ABC):
     @abstractmethod
     def delete(self, digest: str) -> None:
         """Remove it; nothing happens where it does not exist."""
+
+    @abstractmethod
+    def remember(self, key: str, digest: str) -> None:
+        """Note that `key`, 64 lower-case hex digits too, stands for this content; what it stood for is forgotten.
+
+        For what is costly to compute and follows from what is digested in the key. No reference: who finds an
+        artifact by its key refers to it as if it had stored it, and `delete` asks for no keys.
+        """
+
+    @abstractmethod
+    def recall(self, key: str) -> str | None:
+        """The digest that the key stands for; None where it stands for nothing, or for what was deleted."""
 
 
 # --- Store ----------------------------------------------------------------------------------------------------------

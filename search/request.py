@@ -24,6 +24,9 @@ MAX_TAG = 100
 
 Basis = Literal["total", "non_embedding"]
 StrategyKind = Literal["tpe", "random", "exhaustive"]
+Aggregate = Literal["mean", "l2", "variance"]
+WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
+LayerScore = Literal["block_influence", "loss_increase", "logit_change"]
 
 
 def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> None:
@@ -204,6 +207,57 @@ class DataRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceRequest:
+    """How the parts of the teacher are scored, and what is done with the scores."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    score: WidthScore = "activation"
+    """Of neurons, heads, KV groups and hidden channels. `activation`: how large its activation is. `contribution`: how
+    much a neuron, head or group adds to the residual stream, after its output projection (hidden channels as in
+    `activation`). Baselines: `taylor`: the first-order change of the loss when it is silenced, which takes gradients;
+    `weight_magnitude`: the L2 norm of its weights; `random`."""
+    batch_aggregate: Aggregate = "l2"
+    """How a score is aggregated over windows, after `sequence_aggregate`: the `mean` of its absolute value, its `l2`
+    norm or its `variance`. Of `activation` and `contribution`."""
+    sequence_aggregate: Aggregate = "mean"
+    """The same over the tokens of a window."""
+    neurons: Literal["post_activation", "pre_activation"] = "post_activation"
+    """Where an MLP neuron's activation is read: `post_activation` is what enters the MLP's last matrix, the gate
+    applied; `pre_activation` is what enters the activation function. Of `activation`; others read the former."""
+    layer_score: LayerScore = "block_influence"
+    """`block_influence`: 1 - E[cos(input, output)] of the layer. `loss_increase` and `logit_change`: of the teacher's
+    loss, and the mean square of its logits' change, when the layer alone is removed; these take about half as many
+    forward passes as there are layers."""
+    layer_choice: Literal["free", "contiguous"] = "free"
+    """Whether the dropped layers are those of the lowest scores, or the contiguous block of the lowest score.
+    `contiguous` scores every block, which for the scores by removal takes about L²/6 forward passes."""
+    seed: int = 0
+    """Of `random`."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
+        for name, scores in _SCORES_WITH.items():
+            default = ImportanceRequest.__dataclass_fields__[name].default
+            _require(
+                self.score in scores or getattr(self, name) == default,
+                expected=f"{default!r}, as score {self.score!r} knows no other",
+                got=getattr(self, name),
+                where=name,
+                hint=f"It is a setting of {' and '.join(map(repr, scores))}.",
+            )
+
+
+#: Settings of some scores only -> those scores. Elsewhere anything but the default is refused, not ignored.
+_SCORES_WITH: dict[str, tuple[WidthScore, ...]] = {
+    "batch_aggregate": ("activation", "contribution"),
+    "sequence_aggregate": ("activation", "contribution"),
+    "neurons": ("activation",),
+    "seed": ("random",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationRequest:
     """The brief distillation that every candidate gets: forward KL to the teacher, AdamW, warm-up and cosine."""
 
@@ -305,6 +359,7 @@ class SearchRequest:
     """For people; need not be unique."""
     tags: tuple[str, ...] = ()
     space: SpaceRequest = field(default_factory=SpaceRequest)
+    importance: ImportanceRequest = field(default_factory=ImportanceRequest)
     distillation: DistillationRequest = field(default_factory=DistillationRequest)
     strategy: StrategyRequest = field(default_factory=StrategyRequest)
     limits: LimitsRequest = field(default_factory=LimitsRequest)

@@ -12,6 +12,7 @@ from search.ports import ArtifactStore
 CONTENT = b"what was trained to the frame\n" * 100_000  # several chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 ABSENT = "0" * 64
+KEY = "1" * 64
 
 
 class ArtifactStoreContract:
@@ -86,3 +87,34 @@ class ArtifactStoreContract:
         for look in (store.open, store.size, store.local_path):
             with pytest.raises(NotFound):
                 look(digest)
+
+    def test_a_key_stands_for_what_it_was_last_said_to(self, store: ArtifactStore) -> None:
+        first, second = store.put_bytes(b"first"), store.put_bytes(b"second")
+        assert store.recall(KEY) is None
+        store.remember(KEY, first)
+        assert store.recall(KEY) == first
+        store.remember(KEY, second)
+        assert store.recall(KEY) == second
+        assert store.recall("2" * 64) is None
+
+    def test_a_key_stands_for_nothing_once_its_content_is_deleted(self, store: ArtifactStore) -> None:
+        digest = store.put_bytes(CONTENT)
+        store.remember(KEY, digest)
+        store.delete(digest)
+        assert store.recall(KEY) is None
+        store.put_bytes(CONTENT)
+        assert store.recall(KEY) == digest
+
+    def test_a_key_is_no_content_of_its_own(self, store: ArtifactStore) -> None:
+        store.remember(KEY, store.put_bytes(CONTENT))
+        with pytest.raises(NotFound):
+            store.open(KEY)
+        store.delete(KEY)
+        assert store.recall(KEY) == DIGEST
+
+    @pytest.mark.parametrize("key", ["", "../../etc/passwd", "A" * 64])
+    def test_what_is_no_key_is_refused(self, store: ArtifactStore, key: str) -> None:
+        with pytest.raises(NotFound):
+            store.remember(key, DIGEST)
+        with pytest.raises(NotFound):
+            store.recall(key)

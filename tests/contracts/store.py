@@ -510,6 +510,15 @@ class EndingASearch:
             shared.importance_artifact,
         }
 
+    def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
+        scores = digest("shared scores")
+        leases = [running_search(store) for _ in range(3)]
+        for number, lease in enumerate(leases):
+            store.save_preparation(lease, replace(preparation(f"tokens {number}"), importance_artifact=scores))
+            store.finish_search(lease, JobState.COMPLETED)
+        orphans = [set(store.delete_search(lease.subject_id)) for lease in leases]
+        assert orphans == [{digest("tokens 0")}, {digest("tokens 1")}, {digest("tokens 2"), scores, digest("teacher")}]
+
     def test_an_artifact_that_one_search_refers_to_twice_is_handed_out_once(self, store: Store) -> None:
         lease = running_search(store)
         for number in (0, 1):

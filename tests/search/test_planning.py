@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from search.errors import (
     UnsupportedFamily,
 )
 from search.planning import (
+    _CAPPED_BY_DEFAULT,
     ASSUMED_FLOPS_PER_SECOND,
     Plan,
     Preview,
+    _check_importance,
     estimate_cost,
     feasible_sets,
     plan,
     preview,
 )
 from search.records import JobState, Progress, SearchRecord
-from search.request import SearchRequest
+from search.request import ImportanceRequest, SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 
@@ -168,6 +171,38 @@ def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:
     assert error.details == {"bytes": TOKENS_NEEDED - 1, "tokens_needed": TOKENS_NEEDED}
 
 
+@pytest.mark.parametrize(
+    ("where", "importance"),
+    [
+        ("importance.score", {"score": "taylor"}),
+        ("importance.layer_score", {"layer_score": "loss_increase"}),
+        ("importance.layer_score", {"layer_score": "logit_change"}),
+    ],
+)
+def test_scores_that_take_logits_are_refused_where_the_teacher_caps_them(
+    roots: Path, where: str, importance: dict[str, Any]
+) -> None:
+    record = replace(make_plan(roots).new_search.teacher, config=CONFIG | {"final_logit_softcapping": 30.0})
+    asked = from_json(ImportanceRequest, importance)
+    with pytest.raises(InvalidRequest, match="final_logit_softcapping is not null") as caught:
+        _check_importance(asked, record)
+    assert caught.value.location == where
+    _check_importance(asked, replace(record, config=CONFIG | {"final_logit_softcapping": None}))
+    _check_importance(ImportanceRequest(score="contribution"), record)
+
+
+def test_gemma_2_caps_logits_unless_its_config_says_otherwise(roots: Path) -> None:
+    record = make_plan(roots).new_search.teacher
+    gemma = replace(record, architecture=replace(record.architecture, family="gemma2"))
+    with pytest.raises(InvalidRequest):
+        _check_importance(ImportanceRequest(score="taylor"), gemma)
+
+
+def test_a_plan_looks_at_the_importance(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_CAPPED_BY_DEFAULT, "llama", 30.0)
+    refused(roots, InvalidRequest, "importance.score", importance={"score": "taylor"})
+
+
 # --- the preview
 
 
@@ -209,6 +244,23 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
         + 16 * teacher_flops
     )
     assert cost.gpu_hours == pytest.approx(cost.flops / ASSUMED_FLOPS_PER_SECOND / 3600)
+
+
+@pytest.mark.parametrize(
+    ("importance", "passes"),
+    [
+        ({}, 1),
+        ({"score": "taylor"}, 3),
+        ({"layer_score": "logit_change"}, 1 + (3 + 2 + 1) / 4),
+        ({"layer_score": "loss_increase", "layer_choice": "contiguous"}, 1 + (3 + 2 + 1 + 2 + 1 + 1) / 4),
+        ({"layer_choice": "contiguous"}, 1),
+    ],
+)
+def test_the_cost_of_calibration_is_that_of_the_scores(roots: Path, importance: dict[str, Any], passes: float) -> None:
+    planned = make_plan(roots, importance=importance)
+    without = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
+    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    assert without == pytest.approx((passes - 1) * 16 * teacher_flops, abs=1)
 
 
 def test_the_cost_grows_with_the_candidates(roots: Path) -> None:

@@ -13,6 +13,7 @@ from search.request import (
     BudgetRequest,
     DataRequest,
     DistillationRequest,
+    ImportanceRequest,
     LimitsRequest,
     Range,
     SearchRequest,
@@ -20,6 +21,7 @@ from search.request import (
     StrategyRequest,
     TeacherRequest,
     Tolerance,
+    WidthScore,
 )
 from search.serialization import canonical_json, from_json, to_json
 
@@ -43,6 +45,7 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
             BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
         ),
+        importance=draw(st.sampled_from([ImportanceRequest(), ImportanceRequest(score="random", seed=3)])),
         data=DataRequest(train="t", sequence_length=window),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
@@ -162,3 +165,37 @@ def test_values_come_ascending_and_once() -> None:
 
 def test_a_number_as_tolerance_is_the_band_below() -> None:
     assert BudgetRequest(ratio=0.5, tolerance=0.1).band == Tolerance(below=0.1, above=0.0)
+
+
+def test_importance_is_scored_as_in_the_paper_unless_asked_otherwise() -> None:
+    assert ImportanceRequest() == ImportanceRequest(
+        score="activation",
+        batch_aggregate="l2",
+        sequence_aggregate="mean",
+        neurons="post_activation",
+        layer_score="block_influence",
+        layer_choice="free",
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "settings", "where"),
+    [
+        ("random", {"batch_aggregate": "mean"}, "batch_aggregate"),
+        ("taylor", {"sequence_aggregate": "l2"}, "sequence_aggregate"),
+        ("contribution", {"neurons": "pre_activation"}, "neurons"),
+        ("activation", {"seed": 1}, "seed"),
+    ],
+)
+def test_a_setting_that_a_score_does_not_have_is_refused_not_ignored(
+    score: WidthScore, settings: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"score '{score}' knows no other") as caught:
+        ImportanceRequest(score=score, **settings)
+    assert caught.value.where == (where,)
+
+
+def test_random_scores_take_a_seed() -> None:
+    assert ImportanceRequest(score="random", seed=MAX_SEED).seed == MAX_SEED
+    with pytest.raises(InvalidRequest):
+        ImportanceRequest(score="random", seed=-1)

@@ -12,7 +12,7 @@ Shapes: W windows of T tokens.
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,16 +54,25 @@ class Tokens:
     @property
     def digest(self) -> str:
         """SHA-256 over the splits' names, shapes and tokens."""
-        total = hashlib.sha256()
-        for split, windows in self.tensors.items():
-            total.update(f"{split} {tuple(windows.shape)}\n".encode())
-            total.update(windows.contiguous().numpy().astype("<i4", copy=False).tobytes())
-        return total.hexdigest()
+        return _digest(self.tensors)
+
+    @property
+    def calibration_digest(self) -> str:
+        """The same over calibration alone: all of the text that importance scores follow from."""
+        return _digest({"calibration": self.calibration})
 
     @classmethod
     def load(cls, path: Path) -> "Tokens":
         """Memory-map a safetensors file of `tensors`."""
         return cls(**load_file(path))
+
+
+def _digest(splits: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for split, windows in splits.items():
+        total.update(f"{split} {tuple(windows.shape)}\n".encode())
+        total.update(windows.contiguous().numpy().astype("<i4", copy=False).tobytes())
+    return total.hexdigest()
 
 
 def load_tokenizer(teacher: Path) -> PreTrainedTokenizerBase:

@@ -9,12 +9,14 @@
 No Ray here: a worker is whoever calls. The number of threads is the caller's to set, once per process.
 """
 
+import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -29,13 +31,13 @@ from search.ports import ArtifactStore, EvaluationTask
 from search.records import Measurement, Preparation, RunResult, SearchRecord
 from search.request import SearchRequest
 from search.selection import Selection
-from search.serialization import canonical_json
+from search.serialization import canonical_json, to_json
 from search.sources import resolve_teacher, resolve_text
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
-from workers.compress.importance import Importance, score
+from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.model import build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
@@ -70,19 +72,46 @@ def prepare(
             f"{split}_loss": held_out_loss(teacher.model, windows, batch_windows=batch_windows)
             for split, windows in (("validation", tokens.validation), ("test", tokens.test))
         }
-    with clock("score_importance"):
-        importance = score(teacher, tokens.calibration, batch_windows=batch_windows)
+    tokens_artifact = store_tensors(tokens.tensors, artifacts)
+    with clock("score_importance"):  # last, so that what was found is referred to soon
+        importance_artifact = _scores(teacher, identity.digest, tokens, request, artifacts)
     return Preparation(
         teacher_digest=artifacts.put_bytes(identity.document),
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
         train_tokens=tokens.train.numel(),
-        tokens_artifact=store_tensors(tokens.tensors, artifacts),
-        importance_artifact=store_tensors(importance.tensors, artifacts),
+        tokens_artifact=tokens_artifact,
+        importance_artifact=importance_artifact,
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
         environment={**environment(device), "teacher_dtype": teacher.stored_dtype},
     )
+
+
+def _scores(
+    teacher: Teacher, teacher_digest: str, tokens: Tokens, request: SearchRequest, artifacts: ArtifactStore
+) -> str:
+    """The artifact of the importance scores: one that an earlier search computed, where there is one.
+
+    The key holds all that the scores follow from, to the last bit: numbers do not depend on what was found.
+    """
+    settings, batch_windows = request.importance, windows_per_batch(request)
+    key = _digest(
+        {
+            "scores": SCORES_VERSION,
+            "teacher": teacher_digest,
+            "calibration": tokens.calibration_digest,
+            "settings": to_json(settings),
+            "batch_windows": batch_windows,
+            "environment": environment(str(teacher.model.device)),
+        }
+    )
+    found = artifacts.recall(key)
+    if found is None:
+        importance = score(teacher, tokens.calibration, settings, batch_windows=batch_windows)
+        found = store_tensors(importance.tensors, artifacts)
+        artifacts.remember(key, found)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +220,10 @@ def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: 
         raise _changed("its config.json at submission", "another config.json")
     teacher = load_teacher(source, ignore=search.request.teacher.ignore_attributes, device=device)
     return teacher, fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _changed(expected: str, got: str) -> UnusableTeacher:

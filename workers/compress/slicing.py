@@ -21,14 +21,14 @@ from workers.families.dimensions import Axis, Elements, entries
 def select(importance: Importance, architecture: Architecture, *, teacher: Architecture) -> Selection:
     """What an `architecture` keeps of its `teacher`: the highest scores on every axis; of equals, the first.
 
-    Hidden channels are chosen for the whole model, layers by their Block Influence; neurons, KV groups and the query
-    heads within each kept group are chosen in each kept layer.
+    Hidden channels are chosen for the whole model; neurons, KV groups and the query heads within each kept group are
+    chosen in each kept layer. Dropped layers are the contiguous block of the lowest score where blocks were scored.
 
     Raises:
         IllegalArchitecture: the architecture is no part of the teacher.
     """
     _check_part(architecture, teacher)
-    layers = _top(importance.layers, architecture.num_hidden_layers)
+    layers = _layers(importance, architecture.num_hidden_layers)
     groups = [_top(importance.key_value_heads[layer], architecture.num_key_value_heads) for layer in layers]
     return Selection(
         layers=layers,
@@ -139,6 +139,16 @@ def _check_part(architecture: Architecture, teacher: Architecture) -> None:
     rest = teacher.with_axes(**architecture.axes)
     if rest != architecture:
         raise IllegalArchitecture(expected=f"the teacher's sizes off the searched axes: {rest}", got=architecture)
+
+
+def _layers(importance: Importance, k: int) -> Indices:
+    """The layers that are kept."""
+    blocks = importance.layer_blocks
+    num_layers = len(importance.layers)
+    if blocks is None or k == num_layers:
+        return _top(importance.layers, k)
+    first = int(blocks[: k + 1, num_layers - k - 1].argmin())
+    return (*range(first), *range(first + num_layers - k, num_layers))
 
 
 def _top(scores: Tensor, k: int) -> Indices:

@@ -25,6 +25,8 @@ class TorchFamily:
     attention_output: str
     #: The module whose input is the MLP's neurons.
     mlp_output: str
+    #: The module whose input is the MLP's neurons before the activation function: that function itself.
+    mlp_activation: str
     #: The norms of a layer over the hidden channels.
     layer_norms: tuple[str, ...]
     #: The norm after the last layer.

@@ -20,6 +20,7 @@ GPT2 = TorchFamily(
     layer=_LAYER,
     attention_output=f"{_LAYER}.attn.c_proj",
     mlp_output=f"{_LAYER}.mlp.c_proj",
+    mlp_activation=f"{_LAYER}.mlp.act",
     layer_norms=_LAYER_NORMS,
     final_norm="transformer.ln_f",
     inert_suffixes=(".attn.bias", ".attn.masked_bias"),

@@ -21,6 +21,7 @@ GPT_NEOX = TorchFamily(
     layer=_LAYER,
     attention_output=_ATTENTION_OUTPUT,
     mlp_output=_MLP_OUTPUT,
+    mlp_activation=f"{_LAYER}.mlp.act",
     layer_norms=_LAYER_NORMS,
     final_norm="gpt_neox.final_layer_norm",
     inert_suffixes=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),

@@ -12,6 +12,7 @@ LLAMA = TorchFamily(
     layer=LAYER,
     attention_output=f"{ATTENTION}.o_proj",
     mlp_output=f"{MLP}.down_proj",
+    mlp_activation=f"{MLP}.act_fn",
     layer_norms=LAYER_NORMS,
     final_norm="model.norm",
     inert_suffixes=("rotary_emb.inv_freq",),

@@ -8,35 +8,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from search.request import ImportanceRequest
+from tests.support.activations import activations
 from tests.support.llamas import VARIANTS, random_llama, some_tokens
 from workers.compress.importance import Importance, score
 from workers.compress.teacher import Teacher
 
 WINDOWS = some_tokens(batch=7, length=12)
 
+#: The paper's choice.
+PAPER = ImportanceRequest(score="activation", batch_aggregate="l2", sequence_aggregate="mean")
+
 
 @pytest.fixture(params=list(VARIANTS))
 def teacher(request: pytest.FixtureRequest) -> Teacher:
     return random_llama(**VARIANTS[request.param])
-
-
-def activations(teacher: Teacher, windows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of every module, for all windows at once."""
-    kept: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], output: Any) -> None:
-            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                kept[name] = (args[0].clone(), output.clone())
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in teacher.model.named_modules()]
-    with torch.no_grad():
-        teacher.model(input_ids=windows, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return kept
 
 
 def slow_width_score(activation_BTN: Tensor) -> list[float]:
@@ -71,7 +57,7 @@ def slow_scores(teacher: Teacher, windows: Tensor) -> dict[str, Any]:
 
 
 def test_the_scores_are_those_of_the_definitions(teacher: Teacher) -> None:
-    fast, slow = score(teacher, WINDOWS, batch_windows=3), slow_scores(teacher, WINDOWS)
+    fast, slow = score(teacher, WINDOWS, PAPER, batch_windows=3), slow_scores(teacher, WINDOWS)
     assert fast.tensors.keys() == slow.keys()
     for axis, scores in fast.tensors.items():
         assert scores.dtype == torch.float64
@@ -79,21 +65,21 @@ def test_the_scores_are_those_of_the_definitions(teacher: Teacher) -> None:
 
 
 def test_the_scores_do_not_depend_on_the_batch_size(teacher: Teacher) -> None:
-    whole = score(teacher, WINDOWS, batch_windows=7)
+    whole = score(teacher, WINDOWS, PAPER, batch_windows=7)
     for batch_windows in (1, 2, 5, 100):
-        other = score(teacher, WINDOWS, batch_windows=batch_windows)
+        other = score(teacher, WINDOWS, PAPER, batch_windows=batch_windows)
         for axis, scores in other.tensors.items():
             torch.testing.assert_close(scores, whole.tensors[axis], rtol=1e-9, atol=1e-12)
 
 
 def test_every_calibration_window_counts(teacher: Teacher) -> None:
-    fewer, all_ = score(teacher, WINDOWS[:5], batch_windows=4), score(teacher, WINDOWS, batch_windows=4)
+    fewer, all_ = score(teacher, WINDOWS[:5], PAPER, batch_windows=4), score(teacher, WINDOWS, PAPER, batch_windows=4)
     assert bool((all_.neurons > fewer.neurons).all())  # sums of squares only grow
 
 
 def test_the_teacher_is_left_as_it_was(teacher: Teacher) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.tensors.items()}
-    score(teacher, WINDOWS, batch_windows=4)
+    score(teacher, WINDOWS, PAPER, batch_windows=4)
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.tensors.items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.model.modules())
 
@@ -102,7 +88,7 @@ def test_a_neuron_that_is_never_active_scores_nothing() -> None:
     teacher = random_llama()
     with torch.no_grad():
         teacher.tensors["model.layers.1.mlp.up_proj.weight"][5] = 0
-    importance = score(teacher, WINDOWS, batch_windows=4)
+    importance = score(teacher, WINDOWS, PAPER, batch_windows=4)
     assert importance.neurons[1, 5] == 0
     assert int((importance.neurons == 0).sum()) == 1
 
@@ -112,7 +98,7 @@ def test_a_layer_that_adds_nothing_has_no_influence() -> None:
     with torch.no_grad():
         teacher.tensors["model.layers.1.mlp.down_proj.weight"].zero_()
         teacher.tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
-    layers = score(teacher, WINDOWS, batch_windows=4).layers
+    layers = score(teacher, WINDOWS, PAPER, batch_windows=4).layers
     assert layers[1] == pytest.approx(0, abs=1e-12)
     assert float(layers[0]) > 1e-3
 

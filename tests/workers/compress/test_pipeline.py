@@ -1,6 +1,8 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +12,14 @@ from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
 from search.records import Measurement, RunResult, SearchRecord
-from search.request import TeacherRequest
+from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
 from search.selection import Selection
 from search.serialization import from_json
 from tests.support.homes import REQUEST, Home, task_for, with_learning_rate
 from tests.support.teachers import make_teacher
+from workers.compress import pipeline
 from workers.compress.evaluate import held_out
+from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
 from workers.compress.pipeline import Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
@@ -83,6 +87,55 @@ def test_preparing_twice_gives_the_same_artifacts(home: Home, search: SearchReco
     assert again is not None
     for field in ("teacher_digest", "data_digest", "tokens_artifact", "importance_artifact", "teacher_metrics"):
         assert getattr(again, field) == getattr(search.preparation, field)
+
+
+def stored_scores(home: Home, request: SearchRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """The artifact of a search's scores, and how many times the teacher was scored for it."""
+    scored: list[object] = []
+
+    def count(*args: Any, **keywords: Any) -> Importance:
+        scored.append(args)
+        return score(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "score", count)
+        preparation = prepared(home, home.search(request)).preparation
+    assert preparation is not None
+    return preparation.importance_artifact, len(scored)
+
+
+def test_two_searches_on_the_same_teacher_score_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path)
+    first = stored_scores(home, REQUEST, monkeypatch)
+    other_goal = replace(REQUEST, budgets=(BudgetRequest(ratio=0.6),))
+    assert first[1] == 1
+    assert stored_scores(home, other_goal, monkeypatch) == (first[0], 0)
+    home.artifacts.delete(first[0])
+    assert stored_scores(home, REQUEST, monkeypatch) == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"importance": ImportanceRequest(score="weight_magnitude")},
+        {"data": replace(REQUEST.data, calibration_samples=7)},
+        {"teacher": TeacherRequest(model="other")},
+    ],
+)
+def test_other_settings_text_or_teacher_are_scored_anew(
+    home: Home, search: SearchRecord, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    make_teacher(home.models / "other", seed=3)
+    assert search.preparation is not None
+    artifact, times = stored_scores(home, replace(REQUEST, **change), monkeypatch)
+    assert times == 1
+    assert artifact != search.preparation.importance_artifact
+
+
+def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:
+    asked = ImportanceRequest(layer_choice="contiguous")
+    search = prepared(home, home.search(replace(REQUEST, importance=asked)))
+    assert bench_of(home, search).importance.layer_blocks is not None
 
 
 def test_a_candidate_is_measured_before_distillation_and_at_every_rung(

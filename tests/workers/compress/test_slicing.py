@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from search.errors import IllegalArchitecture
-from search.selection import Selection
+from search.selection import Indices, Selection
 from tests.support.architectures import llama
 from tests.support.families import random_importance
 from workers.compress.importance import Importance
@@ -85,3 +86,23 @@ def test_another_vocabulary_is_refused() -> None:
     teacher = llama()
     with pytest.raises(IllegalArchitecture, match="off the searched axes"):
         select(random_importance(teacher), llama(vocab_size=12), teacher=teacher)
+
+
+def blocks(num_layers: int, **lowest: tuple[int, int]) -> Tensor:
+    """Scores of 1 for every block, and of 0 for one of each length that is named: (first layer, length)."""
+    scores = torch.full((num_layers, num_layers), 1.0, dtype=torch.float64)
+    for first, length in lowest.values():
+        scores[first, length - 1] = 0
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("kept", "layers"),
+    [(4, (0, 1, 2, 3)), (3, (0, 1, 2)), (2, (0, 3)), (1, (3,))],
+)
+def test_where_blocks_were_scored_the_block_of_the_lowest_score_is_dropped(kept: int, layers: Indices) -> None:
+    teacher = llama()
+    importance = replace(
+        random_importance(teacher), layer_blocks=blocks(4, one=(3, 1), two=(1, 2), three=(0, 3), beyond=(2, 3))
+    )
+    assert select(importance, llama(num_hidden_layers=kept), teacher=teacher).layers == layers

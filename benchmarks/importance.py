@@ -1,0 +1,229 @@
+"""Which importance score prunes best, before and after brief distillation: stories260K at half its size.
+
+    ESPALIER_DATA_DIR=… python -m benchmarks.importance
+
+Each score prunes the same architectures, and every student is distilled on the same windows in the same order; three
+seeds permute the windows (and draw the random scores). One thread.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks.first_search import REPORTS, machine, versions
+from search.architecture import Architecture
+from search.counting import parameters
+from search.request import (
+    BudgetRequest,
+    DataRequest,
+    DistillationRequest,
+    ImportanceRequest,
+    SearchRequest,
+    TeacherRequest,
+)
+from search.sources import resolve_teacher, resolve_text
+from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.distill import distill
+from workers.compress.evaluate import held_out_loss
+from workers.compress.importance import Importance, score
+from workers.compress.pipeline import build_student, windows_per_batch
+from workers.compress.slicing import select
+from workers.compress.teacher import Teacher, load_teacher
+
+#: (layers, hidden, FFN, KV groups): deep and thin, shallow and wide, fewer groups; 50 % of stories260K each.
+SHAPES = ((5, 64, 36, 4), (4, 56, 84, 4), (3, 56, 168, 2))
+
+SCORES: Mapping[str, ImportanceRequest] = {
+    "activation, l2/mean": ImportanceRequest(score="activation", sequence_aggregate="mean"),
+    "activation, l2/l2": ImportanceRequest(score="activation", sequence_aggregate="l2"),
+    "contribution, l2/mean": ImportanceRequest(score="contribution", sequence_aggregate="mean"),
+    "contribution, l2/l2": ImportanceRequest(score="contribution", sequence_aggregate="l2"),
+    "weight magnitude": ImportanceRequest(score="weight_magnitude"),
+    "random": ImportanceRequest(score="random"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One student."""
+
+    score: str
+    shape: tuple[int, ...]
+    seed: int
+    before: float
+    after: float
+
+
+def request(*, steps: int, learning_rate: float) -> SearchRequest:
+    """TinyStories in windows of 256, four a step; everything that is not named here has its default."""
+    return SearchRequest(
+        teacher=TeacherRequest(model="stories260K"),
+        budgets=(BudgetRequest(ratio=0.5),),
+        data=DataRequest(train="tinystories", validation_samples=64),
+        distillation=DistillationRequest(tokens=steps * 1_024, batch_tokens=1_024, learning_rate=learning_rate),
+    )
+
+
+def with_shape(teacher: Architecture, shape: tuple[int, ...]) -> Architecture:
+    """The teacher's architecture with other sizes, as many query heads a group as it has."""
+    layers, hidden, neurons, groups = shape
+    return teacher.with_axes(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=neurons,
+        num_key_value_heads=groups,
+        num_attention_heads=groups * teacher.queries_per_group,
+    )
+
+
+def outcomes(
+    teacher: Teacher, tokens: Tokens, wanted: SearchRequest, *, names: Sequence[str], seeds: int
+) -> Iterator[Outcome]:
+    """Every one of these scores, and every shape and seed."""
+    for name in names:
+        settings = SCORES[name]
+        for seed in range(seeds):
+            if seed == 0 or settings.score == "random":
+                seeded = ImportanceRequest(score="random", seed=seed) if settings.score == "random" else settings
+                importance = score(teacher, tokens.calibration, seeded, batch_windows=8)
+            for shape in SHAPES:
+                yield student(teacher, tokens, wanted, importance, name=name, shape=shape, seed=seed)
+
+
+def student(
+    teacher: Teacher,
+    tokens: Tokens,
+    wanted: SearchRequest,
+    importance: Importance,
+    *,
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+) -> Outcome:
+    """Prune, measure, distil, measure."""
+    architecture = with_shape(teacher.architecture, shape)
+    model = build_student(teacher, architecture, select(importance, architecture, teacher=teacher.architecture))
+    batch = windows_per_batch(wanted)
+    before = held_out_loss(model, tokens.validation, batch_windows=batch)
+    for _ in distill(
+        model, teacher.model, tokens.train, wanted.distillation, rungs=(wanted.distillation.steps,), seed=seed
+    ):
+        pass
+    after = held_out_loss(model, tokens.validation, batch_windows=batch)
+    print(f"{name} {shape} seed {seed}: {before:.4f} -> {after:.4f}", file=sys.stderr, flush=True)
+    return Outcome(score=name, shape=shape, seed=seed, before=before, after=after)
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def report(found: Sequence[Outcome], teacher: Teacher, wanted: SearchRequest, *, loss: float, seconds: float) -> str:
+    """Markdown."""
+    distillation = wanted.distillation
+    counted = [parameters(with_shape(teacher.architecture, shape)) for shape in SHAPES]
+    shapes = [f"({', '.join(map(str, shape))})" for shape in SHAPES]
+    lines = [
+        "# Importance scores: stories260K at 50%",
+        "",
+        f"- **Machine**: {machine()}; one thread, other work beside it",
+        f"- **Versions**: {versions()}",
+        f"- **Teacher**: validation loss {loss:.4f}; {wanted.data.calibration_samples} calibration windows of "
+        f"{wanted.data.sequence_length} tokens",
+        f"- **Distillation**: {distillation.steps} steps x {distillation.batch_tokens:,} tokens at learning rate "
+        f"{distillation.learning_rate:g}, the other settings by default; seeds 0 to {max(o.seed for o in found)}",
+        f"- **Shapes** (layers, hidden, FFN, KV groups): {', '.join(shapes)} with "
+        f"{', '.join(f'{count:,}' for count in counted)} parameters",
+        f"- **Time**: {seconds:.0f} s",
+        "",
+        "Losses on the validation split, nats a token: mean over seeds ± their standard deviation. Layers by Block "
+        "Influence everywhere. `a/b` aggregates over windows by a and over tokens by b. Only random scores depend on "
+        "the seed before distillation.",
+        "",
+        "## Before distillation",
+        "",
+        *_table(found, "before"),
+        "",
+        "## After distillation",
+        "",
+        *_table(found, "after"),
+        "",
+        f"## After distillation, against `{_names(found)[0]}` on the same windows",
+        "",
+        "The difference to the same shape and seed: mean over all pairs ± its standard error, and how many pairs are "
+        "better.",
+        "",
+        "| score | difference | better |",
+        "|---|---|---|",
+        *(_paired(found, name) for name in _names(found)[1:]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _names(found: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(outcome.score for outcome in found))
+
+
+def _table(found: Sequence[Outcome], field: str) -> list[str]:
+    header = " | ".join(f"({', '.join(map(str, shape))})" for shape in SHAPES)
+    rows = [f"| score | {header} | mean |", "|---|" + "---|" * (len(SHAPES) + 1)]
+    for name in _names(found):
+        columns = [[getattr(o, field) for o in found if (o.score, o.shape) == (name, shape)] for shape in SHAPES]
+        mean = statistics.mean(getattr(o, field) for o in found if o.score == name)
+        cells = [f"{statistics.mean(column):.4f} ± {_spread(column):.4f}" for column in columns]
+        rows.append(f"| {name} | {' | '.join(cells)} | {mean:.4f} |")
+    return rows
+
+
+def _paired(found: Sequence[Outcome], name: str) -> str:
+    losses = {(o.score, o.shape, o.seed): o.after for o in found}
+    base = _names(found)[0]
+    differences = [o.after - losses[base, o.shape, o.seed] for o in found if o.score == name]
+    error = _spread(differences) / len(differences) ** 0.5
+    better = sum(difference < 0 for difference in differences)
+    return f"| {name} | {statistics.mean(differences):+.4f} ± {error:.4f} | {better} of {len(differences)} |"
+
+
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--score", action="append", choices=list(SCORES), help="one of several; default: all")
+    parser.add_argument("--name", default="importance", help="the report's")
+    parser.add_argument("--machine-kind", default="cpu", help="for the report's name, e.g. cpu or h100")
+    chosen = parser.parse_args(arguments)
+    data_dir = os.environ.get("ESPALIER_DATA_DIR")
+    if not data_dir or not Path(data_dir).is_dir():
+        print("ESPALIER_DATA_DIR names no folder of real models and corpora", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    wanted = request(steps=chosen.steps, learning_rate=chosen.learning_rate)
+    teacher = load_teacher(resolve_teacher(wanted.teacher.model, [Path(data_dir) / "models"]))
+    files = resolve_text(wanted.data.train, [Path(data_dir) / "corpora"]).files
+    tokens = pack(files, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
+    loss = held_out_loss(teacher.model, tokens.validation, batch_windows=windows_per_batch(wanted))
+    found = list(outcomes(teacher, tokens, wanted, names=chosen.score or list(SCORES), seeds=chosen.seeds))
+    text = report(found, teacher, wanted, loss=loss, seconds=time.monotonic() - began)
+    print(text)
+    name = f"{datetime.now(UTC):%Y-%m-%d}-{chosen.name}-{chosen.machine_kind}.md"
+    (REPORTS / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,7 +44,7 @@ class EvaluatorContract(ABC):
     @pytest.fixture
     def search(self) -> SearchRecord:
         """A search that is not prepared."""
-        raise NotImplementedError
+        raise NotImplementedError  # each implementation gives its own
 
     @pytest.fixture
     def prepared(self, evaluator: Evaluator, search: SearchRecord) -> SearchRecord:

@@ -326,6 +326,7 @@ def on_meta(config: Mapping[str, Any]) -> PreTrainedModel:
     """The stock model, without memory."""
     hf_config = stock_config(config)
     with torch.device("meta"):
+        # transformers leaves it unannotated
         model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config)  # type: ignore[no-untyped-call]
     return model
 

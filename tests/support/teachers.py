@@ -53,6 +53,7 @@ def make_tokenizer(path: Path, *, vocab_size: int = 256) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
+    # transformers leaves it unannotated
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)  # type: ignore[no-untyped-call]
     fast.save_pretrained(path)
     return tokenizer.get_vocab_size()

@@ -72,7 +72,7 @@ def disconnect() -> None:
 
 def resources() -> Mapping[str, float]:
     """What the cluster has in all, e.g. ``{"CPU": 4.0, "GPU": 1.0}``."""
-    totals: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    totals: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
     return {name: total for name, total in totals.items() if name in ("CPU", "GPU", "memory")}
 
 
@@ -129,6 +129,7 @@ class _Share:
         Raises:
             EspalierError: none; Ray would wait for ever.
         """
+        # Ray leaves it unannotated
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         slots = sum(self._slots_of(node) for node in nodes)
         if slots == 0:

@@ -72,7 +72,7 @@ def long_search(home: Home) -> SearchRecord:
 
 
 def free_gpus() -> float:
-    free: float = ray.available_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    free: float = ray.available_resources().get("GPU", 0)  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
     return free
 
 

@@ -29,9 +29,6 @@ ASSUMED_FLOPS_PER_SECOND = 0.4 * 989e12
 _NUM_EXAMPLES = 5
 _NUM_SAMPLED = 64
 
-#: ``final_logit_softcapping`` of the stock config class where ``config.json`` does not say.
-_CAPPED_BY_DEFAULT = {"gemma2": 30.0}
-
 _SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -56,7 +53,6 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
     _check_sequence_length(request, teacher)
-    _check_importance(request.importance, teacher)
     text = _text(request, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
@@ -142,22 +138,6 @@ def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet,
         with _seen_from("budgets", index):
             feasible.append(space.within(budget))
     return tuple(feasible)
-
-
-def _check_importance(importance: ImportanceRequest, teacher: TeacherRecord) -> None:
-    """Refuse scores that take logits straight from the LM head where the stock class caps them afterwards."""
-    default = _CAPPED_BY_DEFAULT.get(teacher.architecture.family)
-    cap = teacher.config.get("final_logit_softcapping", default)
-    if cap is None:
-        return
-    for name, without in (("score", {"taylor"}), ("layer_score", {"loss_increase", "logit_change"})):
-        if (got := getattr(importance, name)) in without:
-            raise InvalidRequest(
-                expected="a score that takes no logits: the teacher's final_logit_softcapping is not null",
-                got=got,
-                where=("importance", name),
-                hint=f"The teacher caps its logits at {cap}, which {got!r} would miss.",
-            )
 
 
 def _num_candidates(request: SearchRequest, feasible: FeasibleSet) -> int:

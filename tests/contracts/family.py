@@ -39,6 +39,7 @@ from tests.support.families import (
     student_of,
 )
 from tests.support.llamas import logits_of, some_tokens
+from workers.compress.head import head_of
 from workers.compress.importance import score
 from workers.compress.model import build_model
 from workers.compress.pipeline import build_student
@@ -271,6 +272,11 @@ class FamilyContract(ABC):
                 assert torch.equal(twice[name], tensor), name
 
     # --- around it --------------------------------------------------------------------------------------------------
+
+    def test_the_head_gives_the_stock_models_logits(self, teacher: Teacher) -> None:
+        with torch.no_grad():
+            hidden = teacher.model.base_model(input_ids=TOKENS, use_cache=False).last_hidden_state
+            close(head_of(teacher.model)(hidden), logits_of(teacher.model, TOKENS), 1e-12)
 
     def test_importance_is_read_where_the_table_says(self, teacher: Teacher) -> None:
         importance = score(teacher, TOKENS, batch_windows=2)

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,16 @@ from search.errors import (
     UnsupportedFamily,
 )
 from search.planning import (
-    _CAPPED_BY_DEFAULT,
     ASSUMED_FLOPS_PER_SECOND,
     Plan,
     Preview,
-    _check_importance,
     estimate_cost,
     feasible_sets,
     plan,
     preview,
 )
 from search.records import JobState, Progress, SearchRecord
-from search.request import ImportanceRequest, SearchRequest
+from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 
@@ -169,38 +166,6 @@ def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:
     (roots / "text.txt").write_text("x" * (TOKENS_NEEDED - 1))
     error = refused(roots, InsufficientText, "data.train")
     assert error.details == {"bytes": TOKENS_NEEDED - 1, "tokens_needed": TOKENS_NEEDED}
-
-
-@pytest.mark.parametrize(
-    ("where", "importance"),
-    [
-        ("importance.score", {"score": "taylor"}),
-        ("importance.layer_score", {"layer_score": "loss_increase"}),
-        ("importance.layer_score", {"layer_score": "logit_change"}),
-    ],
-)
-def test_scores_that_take_logits_are_refused_where_the_teacher_caps_them(
-    roots: Path, where: str, importance: dict[str, Any]
-) -> None:
-    record = replace(make_plan(roots).new_search.teacher, config=CONFIG | {"final_logit_softcapping": 30.0})
-    asked = from_json(ImportanceRequest, importance)
-    with pytest.raises(InvalidRequest, match="final_logit_softcapping is not null") as caught:
-        _check_importance(asked, record)
-    assert caught.value.location == where
-    _check_importance(asked, replace(record, config=CONFIG | {"final_logit_softcapping": None}))
-    _check_importance(ImportanceRequest(score="contribution"), record)
-
-
-def test_gemma_2_caps_logits_unless_its_config_says_otherwise(roots: Path) -> None:
-    record = make_plan(roots).new_search.teacher
-    gemma = replace(record, architecture=replace(record.architecture, family="gemma2"))
-    with pytest.raises(InvalidRequest):
-        _check_importance(ImportanceRequest(score="taylor"), gemma)
-
-
-def test_a_plan_looks_at_the_importance(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_CAPPED_BY_DEFAULT, "llama", 30.0)
-    refused(roots, InvalidRequest, "importance.score", importance={"score": "taylor"})
 
 
 # --- the preview

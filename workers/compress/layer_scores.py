@@ -17,7 +17,8 @@ from torch import Tensor
 
 from search.request import ImportanceRequest, LayerScore
 from workers.compress.aggregates import norms, upcast
-from workers.compress.observer import Observer, lm_head, text_loss
+from workers.compress.head import head_of
+from workers.compress.observer import Observer, text_loss
 from workers.compress.teacher import Teacher
 
 #: What gives the scores once the pass is over.
@@ -81,7 +82,7 @@ def _loss_increase(observer: Observer, settings: ImportanceRequest) -> Finish:
 def _logit_change(observer: Observer, settings: ImportanceRequest) -> Finish:
     """The mean square of what happens to the teacher's logits when the block is skipped (arXiv 2508.14444)."""
     teacher = observer.teacher
-    head = lm_head(teacher)
+    head = head_of(teacher.model)
 
     def change(_ids_BT: Tensor, whole_BTH: Tensor) -> Callable[[Tensor], Tensor]:
         def from_whole(without_BTH: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.compress.aggregates import upcast
+from workers.compress.head import head_of
 from workers.compress.teacher import Teacher
 
 _See = TypeVar("_See", bound=Callable[[Tensor], None])
@@ -128,15 +129,8 @@ def _watch_gradient(x_BTN: Tensor, see: Callable[[Tensor], None]) -> None:
     x_BTN.register_hook(lambda gradient: see((values * gradient).sum(dim=1)))
 
 
-def lm_head(teacher: Teacher) -> nn.Module:
-    """The module from the final norm's output to logits."""
-    head = teacher.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    assert isinstance(head, nn.Module), "a causal language model predicts tokens"
-    return head
-
-
 def text_loss(teacher: Teacher, ids_BT: Tensor, hidden_BTH: Tensor) -> Tensor:
     """The cross-entropy of the text under the final norm's output, summed over tokens, in nats."""
-    logits_BTV = lm_head(teacher)(hidden_BTH[:, :-1])
+    logits_BTV = head_of(teacher.model)(hidden_BTH[:, :-1])
     targets = ids_BT[:, 1:].flatten()
     return nn.functional.cross_entropy(upcast(logits_BTV).flatten(0, 1), targets, reduction="sum")

@@ -1,6 +1,7 @@
-"""Which importance score prunes best, before and after brief distillation: stories260K at half its size.
+"""Which importance score prunes best, before and after brief distillation: stories260K or the demo's teacher, halved.
 
     ESPALIER_DATA_DIR=… python -m benchmarks.importance
+    python -m benchmarks.importance --teacher demo
 
 Each score prunes the same architectures, and every student is distilled on the same windows in the same order; three
 seeds permute the windows (and draw the random scores). One thread.
@@ -37,9 +38,28 @@ from workers.compress.importance import Importance, score
 from workers.compress.pipeline import build_student, windows_per_batch
 from workers.compress.slicing import select
 from workers.compress.teacher import Teacher, load_teacher
+from workers.demo import TeacherSettings, make_teacher
 
-#: (layers, hidden, FFN, KV groups): deep and thin, shallow and wide, fewer groups; 50 % of stories260K each.
-SHAPES = ((5, 64, 36, 4), (4, 56, 84, 4), (3, 56, 168, 2))
+#: (layers, hidden, FFN, KV groups).
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A teacher, its text, and what it is pruned into."""
+
+    model: str
+    train: str
+    #: Deep and thin, shallow and wide, fewer groups: half of the teacher's parameters each.
+    shapes: tuple[Shape, ...]
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    "stories260K": Subject(
+        model="stories260K", train="tinystories", shapes=((5, 64, 36, 4), (4, 56, 84, 4), (3, 56, 168, 2))
+    ),
+    "demo": Subject(model="teacher", train="python", shapes=((6, 96, 164, 4), (4, 112, 236, 4), (4, 112, 300, 2))),
+}
 
 SCORES: Mapping[str, ImportanceRequest] = {
     "activation, l2/mean": ImportanceRequest(score="activation", sequence_aggregate="mean"),
@@ -56,23 +76,25 @@ class Outcome:
     """One student."""
 
     score: str
-    shape: tuple[int, ...]
+    shape: Shape
     seed: int
     before: float
     after: float
 
 
-def request(*, steps: int, learning_rate: float) -> SearchRequest:
-    """TinyStories in windows of 256, four a step; everything that is not named here has its default."""
+def request(subject: Subject, *, steps: int, batch_tokens: int, learning_rate: float) -> SearchRequest:
+    """Windows of 256 tokens; everything that is not named here has its default."""
     return SearchRequest(
-        teacher=TeacherRequest(model="stories260K"),
+        teacher=TeacherRequest(model=subject.model),
         budgets=(BudgetRequest(ratio=0.5),),
-        data=DataRequest(train="tinystories", validation_samples=64),
-        distillation=DistillationRequest(tokens=steps * 1_024, batch_tokens=1_024, learning_rate=learning_rate),
+        data=DataRequest(train=subject.train, validation_samples=64),
+        distillation=DistillationRequest(
+            tokens=steps * batch_tokens, batch_tokens=batch_tokens, learning_rate=learning_rate
+        ),
     )
 
 
-def with_shape(teacher: Architecture, shape: tuple[int, ...]) -> Architecture:
+def with_shape(teacher: Architecture, shape: Shape) -> Architecture:
     """The teacher's architecture with other sizes, as many query heads a group as it has."""
     layers, hidden, neurons, groups = shape
     return teacher.with_axes(
@@ -85,7 +107,13 @@ def with_shape(teacher: Architecture, shape: tuple[int, ...]) -> Architecture:
 
 
 def outcomes(
-    teacher: Teacher, tokens: Tokens, wanted: SearchRequest, *, names: Sequence[str], seeds: int
+    teacher: Teacher,
+    tokens: Tokens,
+    wanted: SearchRequest,
+    *,
+    shapes: Sequence[Shape],
+    names: Sequence[str],
+    seeds: int,
 ) -> Iterator[Outcome]:
     """Every one of these scores, and every shape and seed."""
     for name in names:
@@ -94,7 +122,7 @@ def outcomes(
             if seed == 0 or settings.score == "random":
                 seeded = ImportanceRequest(score="random", seed=seed) if settings.score == "random" else settings
                 importance = score(teacher, tokens.calibration, seeded, batch_windows=8)
-            for shape in SHAPES:
+            for shape in shapes:
                 yield student(teacher, tokens, wanted, importance, name=name, shape=shape, seed=seed)
 
 
@@ -105,7 +133,7 @@ def student(
     importance: Importance,
     *,
     name: str,
-    shape: tuple[int, ...],
+    shape: Shape,
     seed: int,
 ) -> Outcome:
     """Prune, measure, distil, measure."""
@@ -125,13 +153,15 @@ def student(
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-def report(found: Sequence[Outcome], teacher: Teacher, wanted: SearchRequest, *, loss: float, seconds: float) -> str:
+def report(
+    found: Sequence[Outcome], teacher: Teacher, wanted: SearchRequest, *, name: str, loss: float, seconds: float
+) -> str:
     """Markdown."""
     distillation = wanted.distillation
-    counted = [parameters(with_shape(teacher.architecture, shape)) for shape in SHAPES]
-    shapes = [f"({', '.join(map(str, shape))})" for shape in SHAPES]
+    counted = [parameters(with_shape(teacher.architecture, shape)) for shape in _shapes(found)]
+    shapes = [f"({', '.join(map(str, shape))})" for shape in _shapes(found)]
     lines = [
-        "# Importance scores: stories260K at 50%",
+        f"# Importance scores: {name} at 50%",
         "",
         f"- **Machine**: {machine()}; one thread, other work beside it",
         f"- **Versions**: {versions()}",
@@ -172,11 +202,17 @@ def _names(found: Sequence[Outcome]) -> list[str]:
     return list(dict.fromkeys(outcome.score for outcome in found))
 
 
+def _shapes(found: Sequence[Outcome]) -> list[Shape]:
+    return list(dict.fromkeys(outcome.shape for outcome in found))
+
+
 def _table(found: Sequence[Outcome], field: str) -> list[str]:
-    header = " | ".join(f"({', '.join(map(str, shape))})" for shape in SHAPES)
-    rows = [f"| score | {header} | mean |", "|---|" + "---|" * (len(SHAPES) + 1)]
+    header = " | ".join(f"({', '.join(map(str, shape))})" for shape in _shapes(found))
+    rows = [f"| score | {header} | mean |", "|---|" + "---|" * (len(_shapes(found)) + 1)]
     for name in _names(found):
-        columns = [[getattr(o, field) for o in found if (o.score, o.shape) == (name, shape)] for shape in SHAPES]
+        columns = [
+            [getattr(o, field) for o in found if (o.score, o.shape) == (name, shape)] for shape in _shapes(found)
+        ]
         mean = statistics.mean(getattr(o, field) for o in found if o.score == name)
         cells = [f"{statistics.mean(column):.4f} ± {_spread(column):.4f}" for column in columns]
         rows.append(f"| {name} | {' | '.join(cells)} | {mean:.4f} |")
@@ -199,30 +235,42 @@ def _spread(values: Sequence[float]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__)
+    parser.add_argument("--teacher", choices=list(SUBJECTS), default="stories260K")
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--batch-tokens", type=int, default=1_024)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--score", action="append", choices=list(SCORES), help="one of several; default: all")
     parser.add_argument("--name", default="importance", help="the report's")
     parser.add_argument("--machine-kind", default="cpu", help="for the report's name, e.g. cpu or h100")
     chosen = parser.parse_args(arguments)
-    data_dir = os.environ.get("ESPALIER_DATA_DIR")
-    if not data_dir or not Path(data_dir).is_dir():
+    roots = _roots(chosen.teacher)
+    if roots is None:
         print("ESPALIER_DATA_DIR names no folder of real models and corpora", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    began = time.monotonic()
-    wanted = request(steps=chosen.steps, learning_rate=chosen.learning_rate)
-    teacher = load_teacher(resolve_teacher(wanted.teacher.model, [Path(data_dir) / "models"]))
-    files = resolve_text(wanted.data.train, [Path(data_dir) / "corpora"]).files
+    began, subject = time.monotonic(), SUBJECTS[chosen.teacher]
+    wanted = request(subject, steps=chosen.steps, batch_tokens=chosen.batch_tokens, learning_rate=chosen.learning_rate)
+    teacher = load_teacher(resolve_teacher(subject.model, [roots[0]]))
+    files = resolve_text(subject.train, [roots[1]]).files
     tokens = pack(files, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
     loss = held_out_loss(teacher.model, tokens.validation, batch_windows=windows_per_batch(wanted))
-    found = list(outcomes(teacher, tokens, wanted, names=chosen.score or list(SCORES), seeds=chosen.seeds))
-    text = report(found, teacher, wanted, loss=loss, seconds=time.monotonic() - began)
+    names = chosen.score or list(SCORES)
+    found = list(outcomes(teacher, tokens, wanted, shapes=subject.shapes, names=names, seeds=chosen.seeds))
+    text = report(found, teacher, wanted, name=chosen.teacher, loss=loss, seconds=time.monotonic() - began)
     print(text)
     name = f"{datetime.now(UTC):%Y-%m-%d}-{chosen.name}-{chosen.machine_kind}.md"
     (REPORTS / name).write_text(text, encoding="utf-8")
     return 0
+
+
+def _roots(subject: str) -> tuple[Path, Path] | None:
+    """The folders of models and of text; None where there are none. The demo's teacher is trained, or found."""
+    if subject == "demo":
+        made = Path(make_teacher(Path(".espalier/benchmarks"), TeacherSettings()).folder)
+        return made / "models", made / "data"
+    data_dir = os.environ.get("ESPALIER_DATA_DIR")
+    return (Path(data_dir) / "models", Path(data_dir) / "corpora") if data_dir and Path(data_dir).is_dir() else None
 
 
 if __name__ == "__main__":

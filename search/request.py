@@ -27,6 +27,7 @@ StrategyKind = Literal["tpe", "random", "exhaustive"]
 Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change"]
+TeacherDtype = Literal["auto", "float32"]
 
 
 def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> None:
@@ -54,6 +55,9 @@ class TeacherRequest:
 
     model: str
     """A Hugging Face model directory, as a path below one of the server's model roots."""
+    dtype: TeacherDtype = "auto"
+    """What the teacher computes in. `auto`: bfloat16 where all of its weights are stored so, else float32. Sums over
+    its activations are taken in float32 either way, and students start from the same weights, in float32."""
     ignore_attributes: tuple[str, ...] = ()
     """Config attributes that the family does not understand and the user vouches are harmless; recorded in the spec."""
 

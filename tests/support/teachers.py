@@ -64,7 +64,15 @@ def _byte_level(text: str) -> str:
     return "".join(piece for piece, _ in pieces)
 
 
-def make_teacher(path: Path, *, seed: int = 0, vocab_size: int = 256, poison: bool = False, **sizes: Any) -> Path:
+def make_teacher(
+    path: Path,
+    *,
+    seed: int = 0,
+    vocab_size: int = 256,
+    poison: bool = False,
+    dtype: torch.dtype = torch.float32,
+    **sizes: Any,
+) -> Path:
     """A random Llama with grouped-query attention and its tokenizer, as a Hugging Face directory; its path.
 
     Args:
@@ -72,6 +80,7 @@ def make_teacher(path: Path, *, seed: int = 0, vocab_size: int = 256, poison: bo
         seed: of the weights.
         vocab_size: of the tokenizer, at most; the model has as many embeddings as the tokenizer has tokens.
         poison: put one NaN among the weights.
+        dtype: what the weights are stored in.
         sizes: fields of `LlamaConfig` that override the defaults (3 layers, hidden 48, FFN 96, heads 4/2).
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -95,7 +104,7 @@ def make_teacher(path: Path, *, seed: int = 0, vocab_size: int = 256, poison: bo
     if poison:
         with torch.no_grad():
             model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
-    model.save_pretrained(path)
+    model.to(dtype).save_pretrained(path)  # type: ignore[arg-type]  # transformers' wrapper hides it
     return path
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from workers.compress.aggregates import upcast
 from workers.compress.losses import forward_kl
 
 
@@ -52,4 +53,4 @@ def _logits(model: PreTrainedModel, batch_BT: Tensor) -> Tensor:
 
 
 def _cross_entropy(logits: Tensor, batch_BT: Tensor) -> float:
-    return cross_entropy(logits.flatten(0, 1), batch_BT[:, 1:].flatten().long()).item()
+    return cross_entropy(upcast(logits).flatten(0, 1), batch_BT[:, 1:].flatten().long()).item()

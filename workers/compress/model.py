@@ -15,7 +15,7 @@ ATTENTION = "sdpa"
 #: For classes that the fused kernel cannot serve: Gemma 2 caps attention's logits.
 PLAIN_ATTENTION = "eager"
 
-#: What everything is computed in.
+#: What students are trained in, and what teachers compute in that are not stored in bfloat16.
 COMPUTE_DTYPE = torch.float32
 
 

@@ -38,7 +38,7 @@ from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.importance import SCORES_VERSION, Importance, score
-from workers.compress.model import build_model, count_parameters
+from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
 from workers.compress.teacher import Teacher, check_finite, load_teacher
@@ -84,7 +84,7 @@ def prepare(
         importance_artifact=importance_artifact,
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
-        environment={**environment(device), "teacher_dtype": teacher.stored_dtype},
+        environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
     )
 
 
@@ -101,6 +101,7 @@ def _scores(
             "scores": SCORES_VERSION,
             "teacher": teacher_digest,
             "calibration": tokens.calibration_digest,
+            "dtype": str(teacher.dtype),
             "settings": to_json(settings),
             "batch_windows": batch_windows,
             "environment": environment(str(teacher.model.device)),
@@ -193,9 +194,11 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
 
 
 def build_student(teacher: Teacher, architecture: Architecture, selection: Selection) -> PreTrainedModel:
-    """The pruned, undistilled student: the stock model of `architecture` with what `selection` keeps."""
+    """The pruned, undistilled student, in float32: the stock model of `architecture` with what `selection` keeps."""
     config = FAMILIES[architecture.family].config(architecture, teacher.config, layers=selection.layers)
-    tensors = slice_tensors(teacher.tensors, selection, teacher.family, teacher=teacher.architecture)
+    tensors = slice_tensors(
+        teacher.tensors, selection, teacher.family, teacher=teacher.architecture, dtype=COMPUTE_DTYPE
+    )
     return build_model(config, tensors)
 
 
@@ -218,7 +221,8 @@ def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: 
     source = resolve_teacher(search.teacher.model, model_roots)
     if source.config != search.teacher.config:
         raise _changed("its config.json at submission", "another config.json")
-    teacher = load_teacher(source, ignore=search.request.teacher.ignore_attributes, device=device)
+    wanted = search.request.teacher
+    teacher = load_teacher(source, ignore=wanted.ignore_attributes, dtype=wanted.dtype, device=device)
     return teacher, fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
 
 

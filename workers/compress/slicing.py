@@ -43,7 +43,12 @@ def select(importance: Importance, architecture: Architecture, *, teacher: Archi
 
 
 def slice_tensors(
-    tensors: Mapping[str, Tensor], selection: Selection, family: TorchFamily, *, teacher: Architecture
+    tensors: Mapping[str, Tensor],
+    selection: Selection,
+    family: TorchFamily,
+    *,
+    teacher: Architecture,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """The student's parameters: new, contiguous tensors, gathered from the teacher's by the kept indices.
 
@@ -52,8 +57,9 @@ def slice_tensors(
         selection: what to keep. Layers are renumbered from 0.
         family: says what each dimension of each tensor runs over.
         teacher: the sizes of what is cut.
+        dtype: what the student is converted to, after gathering: less to convert, and the same values.
     """
-    return dict(slice_each(tensors, selection, family, teacher=teacher))
+    return dict(slice_each(tensors, selection, family, teacher=teacher, dtype=dtype))
 
 
 def slice_each(
@@ -67,8 +73,7 @@ def slice_each(
     """`slice_tensors`, one by one. Asks for each of the teacher's tensors once, and for none of a dropped layer.
 
     Args:
-        tensors, selection, family, teacher: as there.
-        dtype: what the student is converted to, after gathering: less to convert, and the same values.
+        tensors, selection, family, teacher, dtype: as there.
     """
     for template in family.dimensions:
         for new, old in enumerate(selection.layers) if "{layer}" in template else [(0, 0)]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from search.architecture import Architecture
 from search.errors import UnusableTeacher
 from search.families import family_of
+from search.request import TeacherDtype
 from search.sources import TeacherSource
 from workers.compress.checkpoint import DTYPES, parameters_of
 from workers.compress.model import COMPUTE_DTYPE, build_model
@@ -39,16 +40,24 @@ class Teacher:
     #: Every parameter once, by Hugging Face's names.
     tensors: Mapping[str, Tensor]
     model: PreTrainedModel
-    #: What the checkpoint is stored in, e.g. ``float32``. Anything else was converted, and so copied.
+    #: What the checkpoint is stored in, e.g. ``float32``. What it does not compute in was converted, and so copied.
     stored_dtype: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.model.dtype
 
-def load_teacher(source: TeacherSource, *, ignore: Collection[str] = (), device: str = "cpu") -> Teacher:
-    """Read a teacher from its safetensors files, in float32, on `device`.
+
+def load_teacher(
+    source: TeacherSource, *, ignore: Collection[str] = (), dtype: TeacherDtype = "auto", device: str = "cpu"
+) -> Teacher:
+    """Read a teacher from its safetensors files, on `device`.
 
     Args:
         source: where it is.
         ignore: config attributes that the user vouches for.
+        dtype: what it shall compute in. Never less than what it is stored in: what is cut from it are its own values.
         device: on the CPU the files stay memory-mapped; elsewhere they are copied there.
 
     Raises:
@@ -58,10 +67,11 @@ def load_teacher(source: TeacherSource, *, ignore: Collection[str] = (), device:
     architecture = family_of(source.config).parse(source.config, ignore=ignore)
     family = TORCH_FAMILIES[architecture.family]
     stored = parameters_of(source, architecture, family)
-    stored_dtypes = sorted({str(DTYPES[tensor.dtype]).removeprefix("torch.") for tensor in stored.values()})
+    stored_dtypes = {DTYPES[tensor.dtype] for tensor in stored.values()}
+    computed = torch.bfloat16 if dtype == "auto" and stored_dtypes == {torch.bfloat16} else COMPUTE_DTYPE
     mapped = _map(source)
-    tensors = {name: mapped[name].to(device, COMPUTE_DTYPE) for name in stored}
-    model = build_model(source.config, tensors).requires_grad_(False)
+    tensors = {name: mapped[name].to(device, computed) for name in stored}
+    model = build_model(source.config, tensors, dtype=computed).requires_grad_(False)
     return Teacher(
         path=source.path,
         config=source.config,
@@ -69,7 +79,7 @@ def load_teacher(source: TeacherSource, *, ignore: Collection[str] = (), device:
         family=family,
         tensors=tensors,
         model=model,
-        stored_dtype="+".join(stored_dtypes),
+        stored_dtype="+".join(sorted(str(each).removeprefix("torch.") for each in stored_dtypes)),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from search.request import Aggregate, ImportanceRequest
 from search.selection import Selection
@@ -58,6 +58,18 @@ def test_every_score_scores_every_family(teacher: Teacher, name: Any) -> None:
         }
         for axis, values in scores.items():
             assert bool(values.isfinite().all()), axis
+
+
+@pytest.mark.parametrize("name", ["activation", "contribution"])
+def test_a_teacher_in_bfloat16_is_scored_in_it_and_summed_in_float32(teacher: Teacher, name: Any) -> None:
+    settings = ImportanceRequest(score=name, layer_score="loss_increase")
+    narrow = random_teacher(teacher.config, dtype=torch.bfloat16)
+    assert narrow.dtype == torch.bfloat16
+    fine, coarse = (score(each, WINDOWS, settings, batch_windows=2).tensors for each in (teacher, narrow))
+    for axis, values in coarse.items():
+        assert values.dtype == torch.float64
+        similarity = cosine_similarity(values.flatten(), fine[axis].flatten(), dim=0)
+        assert float(similarity) > (0.9 if axis == "layers" else 0.99), axis
 
 
 @torch.no_grad()

@@ -256,6 +256,20 @@ def test_a_teacher_whose_weights_are_not_finite_fails_the_preparation(home: Home
         prepared(home, home.search(request))
 
 
+def test_a_teacher_in_bfloat16_teaches_in_it_and_its_students_train_in_float32(home: Home) -> None:
+    make_teacher(home.models / "half", dtype=torch.bfloat16)
+    ready = prepared(home, home.search(replace(REQUEST, teacher=TeacherRequest(model="half"))))
+    assert ready.preparation is not None
+    assert ready.preparation.environment["teacher_dtype"] == "bfloat16"
+    bench = bench_of(home, ready)
+    assert bench.teacher.dtype == torch.bfloat16
+    measured, result = run(bench, task_for(ready))
+    stored = load_file(home.artifacts.local_path(result.checkpoint_artifact))
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    losses = [m.value for rung in measured for m in rung if m.metric == "validation_loss"]
+    assert losses[-1] < losses[0]
+
+
 def test_text_that_is_too_short_by_tokens_fails_the_preparation(home: Home) -> None:
     enough_bytes = replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=2**19))
     with pytest.raises(InsufficientText) as caught:

@@ -89,15 +89,40 @@ def test_shards_are_read_as_one(made: Path, tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_a_teacher_in_bfloat16_is_converted_and_that_is_said(made: Path, tmp_path: Path) -> None:
-    def halve(tensors: dict[str, Tensor]) -> None:
-        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+def converted(made: Path, copy: Path, dtype: torch.dtype, *, only: str = "") -> TeacherSource:
+    def convert(tensors: dict[str, Tensor]) -> None:
+        tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items() if only in name})
 
-    teacher = load_teacher(spoilt(made, tmp_path / "half", halve))
-    assert teacher.stored_dtype == "bfloat16"
+    return spoilt(made, copy, convert)
+
+
+def test_a_teacher_in_bfloat16_computes_in_it_unless_float32_is_asked_for(made: Path, tmp_path: Path) -> None:
+    source = converted(made, tmp_path / "half", torch.bfloat16)
+    narrow, wide = load_teacher(source), load_teacher(source, dtype="float32")
+    for teacher, dtype in ((narrow, torch.bfloat16), (wide, torch.float32)):
+        assert teacher.stored_dtype == "bfloat16"
+        assert teacher.dtype == dtype
+        assert {tensor.dtype for tensor in teacher.tensors.values()} == {dtype}
+        assert {parameter.dtype for parameter in teacher.model.parameters()} == {dtype}
+        tokens = some_tokens(batch=2, length=16, vocab_size=teacher.architecture.vocab_size)
+        stock = AutoModelForCausalLM.from_pretrained(source.path, attn_implementation="sdpa", dtype=dtype)
+        assert torch.equal(logits_of(teacher.model, tokens), logits_of(stock, tokens))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "only", "stored"),
+    [
+        (torch.float32, "", "float32"),
+        (torch.float16, "", "float16"),
+        (torch.bfloat16, "mlp", "bfloat16+float32"),
+    ],
+)
+def test_any_other_teacher_computes_in_float32(
+    made: Path, tmp_path: Path, dtype: torch.dtype, only: str, stored: str
+) -> None:
+    teacher = load_teacher(converted(made, tmp_path / "other", dtype, only=only))
+    assert (teacher.dtype, teacher.stored_dtype) == (torch.float32, stored)
     assert {tensor.dtype for tensor in teacher.tensors.values()} == {torch.float32}
-    assert {parameter.dtype for parameter in teacher.model.parameters()} == {torch.float32}
-    assert load_teacher(source_of(made)).stored_dtype == "float32"
 
 
 @pytest.mark.parametrize(

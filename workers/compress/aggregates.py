@@ -41,7 +41,8 @@ def _l2(x_BTN: Tensor) -> Tensor:
 
 
 def _variance(x_BTN: Tensor) -> Tensor:
-    return upcast(x_BTN).var(dim=1, correction=0)
+    x_BTN = upcast(x_BTN)
+    return (x_BTN - x_BTN.mean(dim=1, keepdim=True)).square().mean(dim=1)  # var takes seven times as long here
 
 
 #: Over the tokens of each window: (B, T, N) -> (B, N).

@@ -17,11 +17,17 @@ _LAYER = "transformer.h.{layer}"
 
 
 class GPT2Family(CoupledDecoder):
-    """LayerNorm, learned positions, multi-head attention, GELU."""
+    """LayerNorm, learned positions, multi-head attention, GELU.
+
+    What is not understood on purpose: ``scale_attn_by_inverse_layer_idx``, since a layer gets another number when one
+    before it goes; ``add_cross_attention``, since there is no encoder. ``reorder_and_upcast_attn`` is: it only rounds
+    otherwise, and only in plain attention.
+    """
 
     model_type = "gpt2"
     config_class = "GPT2Config"
     model_class = "GPT2LMHeadModel"
+    rotary = False
     understood = frozenset(
         {
             "activation_function",
@@ -34,6 +40,7 @@ class GPT2Family(CoupledDecoder):
             "n_inner",
             "n_layer",
             "n_positions",
+            "reorder_and_upcast_attn",
             "resid_pdrop",
             "scale_attn_weights",
             "summary_activation",
@@ -45,15 +52,6 @@ class GPT2Family(CoupledDecoder):
             "vocab_size",
         }
     )
-    axes = (
-        *(
-            replace(axis, description="The width of a head is the teacher's.") if axis is HEAD_DIM else axis
-            for axis in CoupledDecoder.axes
-        ),
-        AxisDescription(
-            name="max_position_embeddings", prunable=False, description="The positions that the teacher has learned."
-        ),
-    )
     class_defaults: ClassVar[Mapping[str, Any]] = {"n_positions": 1024, "tie_word_embeddings": True}
     names: ClassVar[Mapping[str, str]] = {
         "hidden_size": "n_embd",
@@ -62,12 +60,25 @@ class GPT2Family(CoupledDecoder):
         "num_hidden_layers": "n_layer",
     }
     biases: ClassVar[Mapping[str, bool]] = {"attention_bias": True, "mlp_bias": True}
-    rotary = False
+    axes = (
+        *(
+            replace(axis, description="The width of a head is the teacher's: its channels belong together.")
+            if axis is HEAD_DIM
+            else axis
+            for axis in CoupledDecoder.axes
+        ),
+        AxisDescription(
+            name="max_position_embeddings",
+            prunable=False,
+            description="The positions are the teacher's: each has a learned embedding.",
+        ),
+    )
 
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:
         """See `Family.parse`."""
+        architecture = super().parse(config, ignore=ignore)
         positions = read_size({**self.class_defaults, **config}, "n_positions")
-        return replace(super().parse(config, ignore=ignore), max_position_embeddings=positions)
+        return replace(architecture, max_position_embeddings=positions)
 
     def implied_intermediate_size(self, hidden_size: int) -> int:
         """Four times the hidden size."""
@@ -75,27 +86,24 @@ class GPT2Family(CoupledDecoder):
 
     def embedding_terms(self, a: Architecture) -> tuple[Term, ...]:
         """Tokens and positions."""
-        positions = a.max_position_embeddings
-        assert positions is not None, "parse sets it"
+        assert a.max_position_embeddings is not None, "parse sets it"
         return (
             Term("transformer.wte.weight", (a.vocab_size, a.hidden_size), 1, "embedding"),
-            Term("transformer.wpe.weight", (positions, a.hidden_size), 1, "embedding"),
+            Term("transformer.wpe.weight", (a.max_position_embeddings, a.hidden_size), 1, "embedding"),
         )
 
     def attention_terms(self, a: Architecture) -> tuple[Term, ...]:
-        """Queries, keys and values are one projection; weights are (in_features, out_features)."""
-        prefix, n, heads = f"{_LAYER}.attn", a.num_hidden_layers, a.num_attention_heads * a.head_dim
+        """Queries, keys and values are one projection."""
         return (
-            *_conv1d(f"{prefix}.c_attn", a.hidden_size, 3 * heads, n),
-            *_conv1d(f"{prefix}.c_proj", heads, a.hidden_size, n),
+            *_conv1d(f"{_LAYER}.attn.c_attn", 3 * a.hidden_size, a.hidden_size, a.num_hidden_layers),
+            *_conv1d(f"{_LAYER}.attn.c_proj", a.hidden_size, a.hidden_size, a.num_hidden_layers),
         )
 
     def mlp_terms(self, a: Architecture) -> tuple[Term, ...]:
         """c_proj(act(c_fc(x)))."""
-        prefix, n = f"{_LAYER}.mlp", a.num_hidden_layers
         return (
-            *_conv1d(f"{prefix}.c_fc", a.hidden_size, a.intermediate_size, n),
-            *_conv1d(f"{prefix}.c_proj", a.intermediate_size, a.hidden_size, n),
+            *_conv1d(f"{_LAYER}.mlp.c_fc", a.intermediate_size, a.hidden_size, a.num_hidden_layers),
+            *_conv1d(f"{_LAYER}.mlp.c_proj", a.hidden_size, a.intermediate_size, a.num_hidden_layers),
         )
 
     def norm_terms(self, a: Architecture) -> tuple[Term, ...]:
@@ -107,9 +115,6 @@ class GPT2Family(CoupledDecoder):
         )
 
 
-def _conv1d(name: str, in_features: int, out_features: int, count: int) -> tuple[Term, ...]:
+def _conv1d(name: str, out_features: int, in_features: int, count: int) -> tuple[Term, ...]:
     """A ``Conv1D``: a linear layer stored transposed."""
-    return (
-        Term(f"{name}.weight", (in_features, out_features), count),
-        Term(f"{name}.bias", (out_features,), count),
-    )
+    return Term(f"{name}.weight", (in_features, out_features), count), Term(f"{name}.bias", (out_features,), count)

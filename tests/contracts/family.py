@@ -47,7 +47,7 @@ from workers.compress.slicing import select, slice_tensors
 from workers.compress.teacher import Teacher, load_teacher
 from workers.export import WEIGHTS, write_companions
 from workers.families import FAMILIES as TORCH_FAMILIES
-from workers.families.dimensions import Axis, entries
+from workers.families.dimensions import Axis, Each, entries
 
 TOKENS = some_tokens()
 
@@ -277,6 +277,20 @@ class FamilyContract(ABC):
         with torch.no_grad():
             hidden = teacher.model.base_model(input_ids=TOKENS, use_cache=False).last_hidden_state
             close(head_of(teacher.model)(hidden), logits_of(teacher.model, TOKENS), 1e-12)
+
+    def test_where_importance_is_read_is_what_it_is_called(self, teacher: Teacher) -> None:
+        """Every norm over the channels and no other; the activation function of all neurons, not a layer beside it."""
+        a, family = teacher.architecture, teacher.family
+        over_channels = [name for name, dimensions in family.dimensions.items() if dimensions == (Each(Axis.HIDDEN),)]
+        norms = {name.removesuffix(".weight") for name in over_channels if name.endswith(".weight")}
+        assert {*family.layer_norms, family.final_norm} == norms
+        widths: list[int] = []
+        for layer in range(a.num_hidden_layers):
+            activation = teacher.model.get_submodule(family.mlp_activation.format(layer=layer))
+            assert not list(activation.parameters())
+            activation.register_forward_pre_hook(lambda _module, args: widths.append(args[0].shape[-1]))
+        logits_of(teacher.model, TOKENS)
+        assert widths == [a.intermediate_size] * a.num_hidden_layers
 
     def test_importance_is_read_where_the_table_says(self, teacher: Teacher) -> None:
         importance = score(teacher, TOKENS, batch_windows=2)

@@ -20,7 +20,7 @@ GEMMA3, MISTRAL, NEMOTRON = GEMMA3_1B[0], MISTRAL_7B[0], NEMOTRON_4["Minitron 4B
         (PHI3, "rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, UnknownAttribute),
         # scaled by a layer's number, which changes when layers go
         (GPT2, "scale_attn_by_inverse_layer_idx", True, UnknownAttribute),
-        (GPT2, "reorder_and_upcast_attn", True, UnknownAttribute),
+        # tensors of its own, and an encoder
         (GPT2, "add_cross_attention", True, UnknownAttribute),
         # the stock class derives it
         (PYTHIA, "head_dim", 64, UnknownAttribute),

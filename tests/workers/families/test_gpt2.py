@@ -11,15 +11,21 @@ class TestGPT2(FamilyContract):
             "n_layer": 3,
             "n_embd": 48,
             "n_head": 6,
+            "n_inner": None,
             "vocab_size": 11,
             "n_positions": 32,
+            "tie_word_embeddings": True,
             "bos_token_id": 0,
             "eos_token_id": 0,
         },
         variants={
             "tied": {},
             "untied, narrow MLP": {"tie_word_embeddings": False, "n_inner": 40},
-            "unscaled attention, odd heads": {"scale_attn_weights": False, "n_embd": 42, "n_inner": None},
+            "unscaled, upcast attention, odd heads": {
+                "scale_attn_weights": False,
+                "reorder_and_upcast_attn": True,
+                "n_embd": 42,
+            },
         },
         published={"GPT-2 XL": GPT2_XL},
     )

@@ -180,6 +180,7 @@ def _check_indices(selection: Selection, teacher: Architecture) -> None:
         "neurons": (teacher.intermediate_size, selection.neurons),
         "key_value_heads": (teacher.num_key_value_heads, selection.key_value_heads),
         "query_heads": (teacher.num_attention_heads, selection.query_heads),
+        "residual_heads": (teacher.num_attention_heads, selection.residual_heads),
     }
     for axis, (size, lists) in chosen.items():
         for index in (index for indices in lists for index in indices):

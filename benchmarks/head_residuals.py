@@ -4,8 +4,8 @@
 
 Two teachers: stories260K, whose query heads share KV heads, and one of about its size with a KV head for each query
 head, trained as the demo's is if it is not found. Every shape is pruned with and without residuals by the same scores,
-the request's defaults, and both students are distilled on the same windows in the same order; three seeds permute
-these. One thread.
+the request's defaults, and both students are distilled on the same windows in the same order; seeds permute these.
+One thread.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Shape = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A teacher, its text, and what it is pruned into: first by heads alone, then to half of its parameters."""
+    """A teacher, its text, and what it is pruned into: by heads alone first, by half of its parameters last."""
 
     name: str
     models: Path
@@ -89,7 +89,7 @@ def subjects() -> Iterator[Subject]:
         data=made / "data",
         model="teacher",
         train="python",
-        shapes=((5, 64, 172, 6, 6), (5, 64, 172, 4, 4), (5, 64, 47, 6, 6)),
+        shapes=((5, 64, 172, 4, 4), (5, 60, 172, 6, 6), (5, 60, 56, 6, 6)),
     )
 
 

@@ -83,7 +83,7 @@ def read_spec(path: Path) -> Spec:
 def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write the pruned checkpoint of `spec` as directory `out`, whole or not at all.
 
-    Memory: a shard of the student, and at most two of the teacher's tensors.
+    Memory: a shard of the student, and at most two of the teacher's tensors; three where heads take in residuals.
 
     Raises:
         UnusableTeacher: it is not the teacher that the spec was made from.

@@ -238,6 +238,11 @@ class ImportanceRequest:
     `contiguous` scores every block, which for the scores by removal takes about L²/6 forward passes."""
     seed: int = 0
     """Of `random`."""
+    head_residuals: bool = False
+    """Whether kept attention heads take in the residual of pruned ones: of L heads by importance of which K are kept,
+    head i becomes head_i + (head_i - head_{2K-i+1}), for i from 2K-L+1 to K. Queries, keys and values under multi-head
+    attention; under grouped-query attention the queries, within each kept KV group. A candidate gets none where it
+    prunes more heads than it keeps."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")

@@ -83,7 +83,7 @@ def read_spec(path: Path) -> Spec:
 def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Write the pruned checkpoint of `spec` as directory `out`, whole or not at all.
 
-    Memory: a shard of the student, and at most two of the teacher's tensors.
+    Memory: a shard of the student, and at most two of the teacher's tensors; three where heads take in residuals.
 
     Raises:
         UnusableTeacher: it is not the teacher that the spec was made from.
@@ -180,6 +180,7 @@ def _check_indices(selection: Selection, teacher: Architecture) -> None:
         "neurons": (teacher.intermediate_size, selection.neurons),
         "key_value_heads": (teacher.num_key_value_heads, selection.key_value_heads),
         "query_heads": (teacher.num_attention_heads, selection.query_heads),
+        "residual_heads": (teacher.num_attention_heads, selection.residual_heads),
     }
     for axis, (size, lists) in chosen.items():
         for index in (index for indices in lists for index in indices):

@@ -4,7 +4,7 @@ import json
 import shutil
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,12 +31,14 @@ from search.space import SearchSpace
 from tests.support.families import (
     cut,
     cuts,
+    cuts_with_residuals,
     exact,
     legal_widths,
     random_importance,
     random_teacher,
     silenced,
     student_of,
+    with_residual_heads,
 )
 from tests.support.llamas import logits_of, some_tokens
 from workers.compress.head import head_of
@@ -244,6 +246,19 @@ class FamilyContract(ABC):
             assert {name: tuple(t.shape) for name, t in cut(teacher, selection).items()} == expected_shapes(smaller)
             assert all(tensor.is_contiguous() for tensor in cut(teacher, selection).values())
             close(logits_of(student_of(teacher, smaller, selection), TOKENS), expected, 1e-9)
+
+    def test_residuals_are_the_whole_model_with_the_kept_heads_changed(self, teacher: Teacher) -> None:
+        a = teacher.architecture
+        importance = random_importance(a)
+        for smaller in cuts_with_residuals(a):
+            selection = select(importance, smaller, teacher=a, head_residuals=True)
+            plain = replace(selection, residual_heads=())
+            assert plain == select(importance, smaller, teacher=a)
+            student = logits_of(student_of(teacher, smaller, selection), TOKENS)
+            assert (student - logits_of(student_of(teacher, smaller, plain), TOKENS)).abs().max() > 1e-3
+            changed = with_residual_heads(teacher, importance, plain)
+            with silenced(changed, plain):
+                close(student, logits_of(changed.model, TOKENS), 1e-9)
 
     def test_every_layer_can_be_dropped(self, teacher: Teacher) -> None:
         """A layer's kind of attention goes with it, wherever it then stands."""

@@ -175,6 +175,7 @@ def test_importance_is_scored_as_in_the_paper_unless_asked_otherwise() -> None:
         neurons="post_activation",
         layer_score="block_influence",
         layer_choice="free",
+        head_residuals=False,
     )
 
 

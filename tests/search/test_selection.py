@@ -1,5 +1,8 @@
 """`search.selection`: ascending indices, one list for each kept layer."""
 
+import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from search.errors import IllegalArchitecture
 from search.selection import Selection
-from search.serialization import from_json, to_json
+from search.serialization import canonical_json, from_json, to_json
 from tests.support.architectures import llama
 
 
@@ -25,7 +28,8 @@ def selections(draw: st.DrawFn) -> Selection:
         hidden_channels=draw(indices(20)),
         neurons=draw(per_layer),
         key_value_heads=draw(per_layer),
-        query_heads=draw(per_layer),
+        query_heads=(heads := draw(per_layer)),
+        residual_heads=draw(st.sampled_from([(), tuple(tuple(head + 10 for head in kept) for kept in heads)])),
     )
 
 
@@ -56,6 +60,36 @@ def test_the_identity_keeps_everything_in_order() -> None:
 def test_indices_ascend(change: dict[str, Any]) -> None:
     with pytest.raises(IllegalArchitecture, match="ascending indices"):
         Selection(**(_two_layers() | change))
+
+
+def test_without_residuals_the_json_is_what_it_was_before_there_were_any() -> None:
+    stored = (
+        '{"hidden_channels":[0,1],"key_value_heads":[[0],[0]],"layers":[0,1],"neurons":[[0],[0]],'
+        '"query_heads":[[0],[0]]}'
+    )
+    plain = Selection(**_two_layers())
+    assert canonical_json(plain) == stored
+    assert from_json(Selection, json.loads(stored)) == plain
+    assert to_json(replace(plain, residual_heads=((1,), (0,))))["residual_heads"] == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("residual_heads", "message"),
+    [
+        (((2, 0), (1, 2), (2, 0)), "a residual head for each query head, got [2, 2, 2]"),
+        (((2, 0), (1,)), "a residual head for each query head, got [2, 1]"),
+        (((2, 3), (2, 0)), "each head itself or a pruned one, none twice, got [2, 0]"),  # 0 is kept
+        (((4, 4), (0, 2)), "each head itself or a pruned one, none twice, got [4, 4]"),
+    ],
+)
+def test_a_residual_is_that_of_a_pruned_head_and_no_two_heads_take_it_in(
+    residual_heads: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    fields = _two_layers() | {"query_heads": ((0, 1), (0, 2))}
+    assert Selection(**fields, residual_heads=((2, 1), (1, 3))).residual_heads[0] == (2, 1)
+    with pytest.raises(IllegalArchitecture, match=re.escape(message)) as caught:
+        Selection(**fields, residual_heads=residual_heads)
+    assert caught.value.where == ("residual_heads",)
 
 
 @pytest.mark.parametrize("name", ["neurons", "key_value_heads", "query_heads"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
+from transformers.pytorch_utils import Conv1D
 
 from search.architecture import Architecture
 from search.checkpoint import expected_shapes
@@ -23,7 +25,7 @@ from workers.compress.model import PLAIN_ATTENTION, build_model
 from workers.compress.slicing import slice_tensors
 from workers.compress.teacher import Teacher
 from workers.families import FAMILIES
-from workers.families.dimensions import Axis, Each, Heads
+from workers.families.dimensions import Axis, Dimension, Each, Heads, entries
 
 
 def random_teacher(config: Mapping[str, Any], *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Teacher:
@@ -241,5 +243,73 @@ def cuts(teacher: Architecture) -> dict[str, Architecture]:
     return found
 
 
+def cuts_with_residuals(teacher: Architecture) -> list[Architecture]:
+    """One cut for every number of heads that leaves some pruned and at most as many as are kept.
+
+    Of heads alone where the family's couplings allow; the last cuts every other axis too.
+    """
+
+    def competing(widths: Mapping[str, int]) -> int:
+        kv_heads = 1 if teacher.queries_per_group == 1 else widths["num_key_value_heads"]
+        return widths["num_attention_heads"] // kv_heads
+
+    most = competing(teacher.axes)
+    found = []
+    for k in range(-(-most // 2), most):
+        options = [widths for widths in legal_widths(teacher) if competing(widths) == k]
+        found.append(teacher.with_axes(**min(options, key=lambda widths: _changed(widths, teacher))))
+    narrow = max(_changed(widths, teacher) for widths in options)
+    options = [widths for widths in options if _changed(widths, teacher) == narrow]
+    found.append(cuts(teacher)["together"].with_axes(**options[len(options) // 2]))
+    return found
+
+
 def _changed(widths: Mapping[str, int], teacher: Architecture) -> int:
     return sum(value != getattr(teacher, axis) for axis, value in widths.items())
+
+
+# --- the residual of pruned heads -----------------------------------------------------------------------------------
+
+
+def with_residual_heads(teacher: Teacher, importance: Importance, selection: Selection) -> Teacher:
+    """The whole teacher, each kept head changed by the pruned one that it takes in; said without slicing.
+
+    A head is what the layer's linear maps compute of it, but for the one that the heads enter.
+    """
+    a, family = teacher.architecture, teacher.family
+    tensors = {name: tensor.clone() for name, tensor in teacher.tensors.items()}
+    for layer, heads in zip(selection.layers, selection.query_heads, strict=True):
+        computing = [
+            (name, dimensions)
+            for template, dimensions in family.dimensions.items()
+            if (name := template.format(layer=layer)) in tensors
+            and (module := name.rpartition(".")[0]) != family.attention_output.format(layer=layer)
+            and isinstance(teacher.model.get_submodule(module), nn.Linear | Conv1D)
+        ]
+        for kept, pruned in _pairs(importance, layer, heads, a):
+            for name, dimensions in computing:
+                for number, dimension in enumerate(dimensions):
+                    rows, others = _rows_of_head(dimension, kept, a), _rows_of_head(dimension, pruned, a)
+                    for row, other in zip(rows, others, strict=True):
+                        old = teacher.tensors[name]
+                        tensors[name].select(number, row).add_(old.select(number, row) - old.select(number, other))
+    return replace(teacher, tensors=tensors, model=exact(build_model(teacher.config, tensors, dtype=torch.float64)))
+
+
+def _pairs(importance: Importance, layer: int, heads: Indices, a: Architecture) -> Iterator[tuple[int, int]]:
+    """(kept, pruned): the least important head that is kept, the most important that is not, and so on outwards."""
+    multi_head = a.num_attention_heads == a.num_key_value_heads
+    scores = (importance.key_value_heads if multi_head else importance.query_heads)[layer].tolist()
+    size = a.num_attention_heads if multi_head else a.queries_per_group
+    for first in range(0, a.num_attention_heads, size):
+        kept = sorted((head for head in heads if first <= head < first + size), key=lambda head: scores[head])
+        pruned = sorted(set(range(first, first + size)) - set(kept), key=lambda head: -scores[head])
+        if kept:
+            yield from zip(kept[: len(pruned)], pruned, strict=True)
+
+
+def _rows_of_head(dimension: Dimension, head: int, a: Architecture) -> list[int]:
+    """Where a head lies, and its key and value if they are its own; nowhere on a dimension that is no heads'."""
+    own = [head] if a.num_attention_heads == a.num_key_value_heads else []
+    elements = {Axis.QUERY_HEAD: [head], Axis.KEY_VALUE_HEAD: own, Axis.HIDDEN: [], Axis.NEURON: []}
+    return entries(dimension, elements, a) or []

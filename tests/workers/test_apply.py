@@ -253,6 +253,61 @@ def test_what_is_stored_in_half_the_bits_stays_so_with_the_values_that_were_sear
     assert all(torch.equal(tensor, searched[name]) for name, tensor in loaded.named_parameters())
 
 
+def with_residuals(home: Home, teacher: Teacher) -> Spec:
+    """The spec of a candidate with half of the heads, which take in the others' residuals."""
+    half = teacher.architecture.with_axes(num_attention_heads=2, num_key_value_heads=2)
+    windows = some_tokens(batch=4, length=32, vocab_size=half.vocab_size)
+    scores = score(teacher, windows, batch_windows=4)
+    selection = select(scores, half, teacher=teacher.architecture, head_residuals=True)
+    assert all(
+        len({*kept, *taken}) == 4 for kept, taken in zip(selection.query_heads, selection.residual_heads, strict=True)
+    )
+    return spec_of(home, teacher, home.search(), selection, **half.axes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_key_value_heads", [2, 4])
+def test_residuals_are_what_the_search_began_to_distil_bit_for_bit(
+    tmp_path: Path, num_key_value_heads: int, dtype: torch.dtype
+) -> None:
+    home = Home(tmp_path / "home", num_key_value_heads=num_key_value_heads, dtype=dtype)
+    teacher = load_teacher(resolve_teacher("tiny", [home.models]))
+    spec = with_residuals(home, teacher)
+    out = tmp_path / "out"
+    assert main([write(spec, tmp_path / "s.json"), "--teacher", str(home.models / "tiny"), "--out", str(out)]) == 0
+    rebuilt = load_file(out / WEIGHTS)
+    searched = dict(build_student(teacher, spec.architecture, spec.selection).named_parameters())
+    assert rebuilt.keys() == searched.keys()
+    assert all(torch.equal(rebuilt[name].float(), tensor) for name, tensor in searched.items())
+    computed = {"q_proj"} if num_key_value_heads == 2 else {"q_proj", "k_proj", "v_proj"}
+    assert {name.split(".")[-2] for name, tensor in rebuilt.items() if tensor.dtype != dtype} == (
+        computed if dtype is torch.bfloat16 else set()
+    )
+
+
+@pytest.mark.parametrize("outside", [-1, 4])
+def test_residuals_of_heads_that_the_teacher_has_not_are_refused(
+    home: Home, teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str], outside: int
+) -> None:
+    spec = with_residuals(home, teacher)
+    (first, *others) = spec.selection.residual_heads
+    wild = replace(spec.selection, residual_heads=((outside, *first[1:]), *others))
+    path = write(replace(spec, selection=wild), tmp_path / "s.json")
+    message = refused([path, "--teacher", str(home.models / "tiny")], capsys, tmp_path / "out")
+    assert f"selection.residual_heads: expected indices from 0 to 3, got {outside}" in message
+
+
+def test_residuals_of_heads_whose_keys_are_not_kept_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = Home(tmp_path / "home", num_key_value_heads=4)
+    spec = with_residuals(home, load_teacher(resolve_teacher("tiny", [home.models])))
+    fewer = replace(spec.selection, key_value_heads=tuple(kept[:1] for kept in spec.selection.key_value_heads))
+    path = write(replace(spec, selection=fewer), tmp_path / "s.json")
+    message = refused([path, "--teacher", str(home.models / "tiny")], capsys, tmp_path / "out")
+    assert "a selection that gives the spec's architecture" in message
+
+
 def test_a_value_that_fewer_bits_do_not_hold_keeps_its_bits() -> None:
     exact = torch.arange(4096.0).reshape(2048, 2)  # bfloat16 holds eight significant bits
     assert narrow(exact[:128], torch.bfloat16).dtype is torch.bfloat16

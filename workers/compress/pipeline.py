@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +102,7 @@ def _scores(
             "teacher": teacher_digest,
             "calibration": tokens.calibration_digest,
             "dtype": str(teacher.dtype),
-            "settings": to_json(settings),
+            "settings": to_json(replace(settings, head_residuals=False)),  # of which no score knows
             "batch_windows": batch_windows,
             "environment": environment(str(teacher.model.device)),
         }
@@ -163,7 +163,12 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measureme
 def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
     request, teacher, clock = task.search.request, bench.teacher, Stopwatch()
     with clock("slice"):
-        selection = select(bench.importance, task.architecture, teacher=teacher.architecture)
+        selection = select(
+            bench.importance,
+            task.architecture,
+            teacher=teacher.architecture,
+            head_residuals=request.importance.head_residuals,
+        )
         student = build_student(teacher, task.architecture, selection)
         _check_count(student, task)
     with clock("measure"):

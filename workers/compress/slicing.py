@@ -13,16 +13,25 @@ from torch import Tensor
 from search.architecture import AXES, Architecture
 from search.errors import IllegalArchitecture
 from search.selection import Indices, Selection
+from workers.compress.head_residuals import residual_elements, with_residuals
 from workers.compress.importance import Importance
 from workers.families import TorchFamily
 from workers.families.dimensions import Axis, Elements, entries
 
 
-def select(importance: Importance, architecture: Architecture, *, teacher: Architecture) -> Selection:
+def select(
+    importance: Importance, architecture: Architecture, *, teacher: Architecture, head_residuals: bool = False
+) -> Selection:
     """What an `architecture` keeps of its `teacher`: the highest scores on every axis; of equals, the first.
 
     Hidden channels are chosen for the whole model; neurons, KV groups and the query heads within each kept group are
     chosen in each kept layer. Dropped layers are the contiguous block of the lowest score where blocks were scored.
+
+    Args:
+        importance: the scores.
+        architecture: the student's.
+        teacher: the sizes of what is cut.
+        head_residuals: whether kept heads take in the residual of pruned ones: see `workers.compress.head_residuals`.
 
     Raises:
         IllegalArchitecture: the architecture is no part of the teacher.
@@ -30,7 +39,7 @@ def select(importance: Importance, architecture: Architecture, *, teacher: Archi
     _check_part(architecture, teacher)
     layers = _layers(importance, architecture.num_hidden_layers)
     groups = [_top(importance.key_value_heads[layer], architecture.num_key_value_heads) for layer in layers]
-    return Selection(
+    selection = Selection(
         layers=layers,
         hidden_channels=_top(importance.hidden_channels, architecture.hidden_size),
         neurons=tuple(_top(importance.neurons[layer], architecture.intermediate_size) for layer in layers),
@@ -40,6 +49,7 @@ def select(importance: Importance, architecture: Architecture, *, teacher: Archi
             for layer, kept in zip(layers, groups, strict=True)
         ),
     )
+    return with_residuals(selection, importance, teacher=teacher) if head_residuals else selection
 
 
 def slice_tensors(
@@ -96,12 +106,19 @@ def _slice(
     dtype: torch.dtype | None,
 ) -> Tensor:
     """One parameter of the student, of the student's `layer`; compensated in `dtype`, as the pipeline computes."""
+
+    def gathered(elements: Elements) -> Tensor:
+        indices = [entries(dimension, elements, teacher) for dimension in family.dimensions[template]]
+        return _as(dtype, _gather(tensor, indices))
+
     elements = kept_elements(selection, layer)
-    indices = [entries(dimension, elements, teacher) for dimension in family.dimensions[template]]
-    return _compensated(_as(dtype, _gather(tensor, indices)), template, selection, family, teacher)
+    kept = gathered(elements)
+    if selection.residual_heads and template.rpartition(".")[0] in family.head_projections:
+        kept = kept.mul_(2).sub_(gathered(elements | residual_elements(selection, layer, teacher)))
+    return _compensated(kept, template, selection, family, teacher)
 
 
-def kept_elements(selection: Selection, layer: int) -> Elements:
+def kept_elements(selection: Selection, layer: int) -> dict[Axis, Indices]:
     """What the student's `layer` keeps on each axis."""
     return {
         Axis.HIDDEN: selection.hidden_channels,

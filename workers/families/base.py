@@ -21,6 +21,8 @@ class TorchFamily:
     embeddings: tuple[str, ...]
     #: The decoder layer, whose first argument and output are the residual stream.
     layer: str
+    #: The modules that compute the heads' queries, keys and values.
+    head_projections: tuple[str, ...]
     #: The module whose input is the concatenated output of the attention heads.
     attention_output: str
     #: The module whose input is the MLP's neurons.

@@ -9,6 +9,7 @@ from workers.families.parts import ATTENTION, HIDDEN, KEY_VALUE, MLP, NEURON, QU
 PHI3 = replace(
     LLAMA,
     model_type="phi3",
+    head_projections=(f"{ATTENTION}.qkv_proj",),
     mlp_activation=f"{MLP}.activation_fn",
     dimensions=token_tables()
     | linear(f"{ATTENTION}.qkv_proj", Concat(QUERY, KEY_VALUE, KEY_VALUE), HIDDEN)

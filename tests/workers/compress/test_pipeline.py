@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from search.counting import parameters
 from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
@@ -130,6 +131,27 @@ def test_other_settings_text_or_teacher_are_scored_anew(
     artifact, times = stored_scores(home, replace(REQUEST, **change), monkeypatch)
     assert times == 1
     assert artifact != search.preparation.importance_artifact
+
+
+def test_scores_are_found_again_whether_heads_take_in_residuals_or_not(
+    home: Home, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(REQUEST, importance=ImportanceRequest(head_residuals=True))
+    artifact, times = stored_scores(home, asked, monkeypatch)
+    assert search.preparation is not None
+    assert (artifact, times) == (search.preparation.importance_artifact, 0)
+
+
+def test_the_request_says_whether_heads_take_in_residuals(home: Home) -> None:
+    asked = replace(REQUEST, importance=ImportanceRequest(head_residuals=True))
+    search = prepared(home, home.search(asked))
+    bench = bench_of(home, search)
+    halved = bench.teacher.architecture.with_axes(num_attention_heads=2, num_key_value_heads=2)
+    _, result = run(bench, replace(task_for(search), architecture=halved, parameters=parameters(halved)))
+    with home.artifacts.open(result.selection_artifact) as file:
+        selection = from_json(Selection, json.load(file))
+    assert selection.residual_heads
+    assert selection == select(bench.importance, halved, teacher=bench.teacher.architecture, head_residuals=True)
 
 
 def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:

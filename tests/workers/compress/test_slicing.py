@@ -106,3 +106,51 @@ def test_where_blocks_were_scored_the_block_of_the_lowest_score_is_dropped(kept:
         random_importance(teacher), layer_blocks=blocks(4, one=(3, 1), two=(1, 2), three=(0, 3), beyond=(2, 3))
     )
     assert select(importance, llama(num_hidden_layers=kept), teacher=teacher).layers == layers
+
+
+def heads_of(weight: Tensor, head_dim: int) -> Tensor:
+    return weight.reshape(-1, head_dim, weight.shape[1])
+
+
+@pytest.mark.parametrize("num_key_value_heads", [8, 4])
+def test_twice_the_kept_head_less_the_pruned_one(num_key_value_heads: int) -> None:
+    teacher = llama(num_hidden_layers=1, num_key_value_heads=num_key_value_heads)
+    heads, taken_in = (0, 3, 4, 7), (1, 2, 5, 6)
+    multi_head = num_key_value_heads == 8
+    selection = replace(
+        Selection.identity(teacher),
+        key_value_heads=(heads if multi_head else (0, 1, 2, 3),),
+        query_heads=(heads,),
+        residual_heads=(taken_in,),
+    )
+    tensors = {
+        f"model.layers.0.self_attn.{name}_proj.weight": torch.randn(
+            num * 4, 32, generator=torch.Generator().manual_seed(num)
+        )
+        for name, num in (("q", 8), ("k", num_key_value_heads), ("v", num_key_value_heads), ("o", 8))
+    }
+    query, key, value, output = tensors.values()
+    student = slice_tensors(tensors, selection, FAMILIES["llama"], teacher=teacher)
+
+    def changed(weight: Tensor) -> Tensor:
+        each = heads_of(weight, 4)
+        return torch.stack([each[kept] * 2 - each[pruned] for kept, pruned in zip(heads, taken_in, strict=True)])
+
+    assert torch.equal(heads_of(student["model.layers.0.self_attn.q_proj.weight"], 4), changed(query))
+    for name, weight in (("k", key), ("v", value)):
+        expected = changed(weight) if multi_head else heads_of(weight, 4)
+        assert torch.equal(heads_of(student[f"model.layers.0.self_attn.{name}_proj.weight"], 4), expected)
+    columns = [head * 4 + entry for head in heads for entry in range(4)]
+    assert torch.equal(student["model.layers.0.self_attn.o_proj.weight"], output[:, columns])
+
+
+def test_a_residual_is_computed_in_what_the_student_is_converted_to() -> None:
+    teacher = llama(num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=1)
+    selection = replace(Selection.identity(teacher), query_heads=((0,),), residual_heads=((1,),))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    kept, pruned = 1 + 2**-7, 2**-9  # bfloat16 has seven bits after the point: their difference takes more
+    weight = torch.tensor([[kept]] * 4 + [[pruned]] * 4, dtype=torch.bfloat16)
+    assert torch.equal(weight[:4].float(), torch.full((4, 1), kept))
+    student = slice_tensors({name: weight}, selection, FAMILIES["llama"], teacher=teacher, dtype=torch.float32)
+    assert torch.equal(student[name], torch.full((4, 1), 2 * kept - pruned))
+    assert weight[0, 0] == kept  # the teacher's own is untouched

@@ -20,6 +20,7 @@ from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
 from search.sources import TeacherSource, TextSource, resolve_teacher, resolve_text
 from search.space import FeasibleSet, SearchSpace
+from search.tasks import read_task
 
 #: The rate behind the estimate of GPU-hours: 40 % of the dense bf16 peak of an H100 SXM, 989 TFLOP/s. Small models
 #: reach less; published distillations of 8 B models reach about that.
@@ -41,10 +42,12 @@ class Plan:
     space: SearchSpace
     #: For each budget, in the request's order.
     feasible: tuple[FeasibleSet, ...]
+    #: Of the task that layers are scored by; 0 where there is none.
+    task_bytes: int
 
 
 def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Plan:
-    """Check `request` against the teacher's config, the size of the text and the lattice.
+    """Check `request` against the teacher's config, the size of the text, the task and the lattice.
 
     Raises:
         InvalidInput: one of its kinds, with the place in the request.
@@ -54,12 +57,13 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
     teacher = _teacher(request, source)
     _check_sequence_length(request, teacher)
     text = _text(request, data_roots)
+    task_bytes = _task_bytes(request.importance, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
     feasible = _within(space, budgets)
     planned = sum(_num_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
-    return Plan(new_search=new_search, text=text, space=space, feasible=feasible)
+    return Plan(new_search=new_search, text=text, space=space, feasible=feasible, task_bytes=task_bytes)
 
 
 def feasible_sets(search: SearchRecord) -> tuple[FeasibleSet, ...]:
@@ -114,6 +118,13 @@ def _text(request: SearchRequest, data_roots: Sequence[Path]) -> TextSource:
                 tokens_needed=request.tokens_needed,
             )
     return text
+
+
+def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> int:
+    if importance.task is None:
+        return 0
+    with _seen_from("importance", "task"):
+        return read_task(importance.task, data_roots, limit=importance.task_items).num_bytes
 
 
 def _budgets(request: SearchRequest, teacher: Architecture) -> tuple[Budget, ...]:
@@ -195,7 +206,8 @@ class CostEstimate:
     flops: float
     """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
     token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher,
-    three with gradients, and for layer scores by removal the layers behind each one removed."""
+    three with gradients, and for layer scores by removal the layers behind each one removed; a task that layers are
+    scored by is read instead of the calibration text, and taken for as many tokens as it has bytes."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -260,8 +272,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
-    passes = _calibration_passes(request.importance, planned.new_search.teacher.architecture.num_hidden_layers)
-    flops = passes * calibration_tokens * teacher_flops
+    flops = teacher_flops * _scored_tokens(planned, calibration_tokens)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
         distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
@@ -279,14 +290,23 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     )
 
 
-def _calibration_passes(importance: ImportanceRequest, num_layers: int) -> float:
-    """Forward passes of the teacher that the scores take."""
-    passes = 3.0 if importance.score == "taylor" else 1.0
+def _scored_tokens(planned: Plan, calibration_tokens: int) -> float:
+    """Tokens that go through the teacher for the scores, each pass counted."""
+    importance = planned.new_search.request.importance
+    removals = _removal_passes(importance, planned.new_search.teacher.architecture.num_hidden_layers)
+    widths = (3 if importance.score == "taylor" else 1) * calibration_tokens
     if importance.layer_score == "block_influence":
-        return passes
+        return widths
+    if importance.task is not None:
+        return widths + planned.task_bytes * (1 + removals)
+    return widths + calibration_tokens * removals
+
+
+def _removal_passes(importance: ImportanceRequest, num_layers: int) -> float:
+    """Forward passes of the teacher that scoring layers by removal takes, besides that of the whole teacher."""
     # the layers behind a block that ends before layer i are run once for each block that ends there
     blocks = range(1, num_layers + 1) if importance.layer_choice == "contiguous" else [1] * num_layers
-    return passes + sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
+    return sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
 
 
 def _mean_flops(feasible: FeasibleSet, *, sequence_length: int) -> float:

@@ -45,7 +45,15 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
             BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
         ),
-        importance=draw(st.sampled_from([ImportanceRequest(), ImportanceRequest(score="random", seed=3)])),
+        importance=draw(
+            st.sampled_from(
+                [
+                    ImportanceRequest(),
+                    ImportanceRequest(score="random", seed=3),
+                    ImportanceRequest(layer_score="task_accuracy", task="zorro", task_items=9),
+                ]
+            )
+        ),
         data=DataRequest(train="t", sequence_length=window),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
@@ -192,6 +200,22 @@ def test_a_setting_that_a_score_does_not_have_is_refused_not_ignored(
 ) -> None:
     with pytest.raises(InvalidRequest, match=f"score '{score}' knows no other") as caught:
         ImportanceRequest(score=score, **settings)
+    assert caught.value.where == (where,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"layer_score": "task_accuracy"}, "task"),
+        ({"layer_score": "task_accuracy", "task": ""}, "task"),
+        ({"layer_score": "loss_increase", "task": "zorro"}, "task"),
+        ({"task_items": 7}, "task_items"),
+        ({"layer_score": "task_accuracy", "task": "zorro", "task_items": 0}, "task_items"),
+    ],
+)
+def test_layers_are_scored_by_a_task_or_not_at_all_by_one(settings: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ImportanceRequest(**settings)
     assert caught.value.where == (where,)
 
 

@@ -41,6 +41,7 @@ from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
+from workers.compress.tasks import Task, load_layer_task
 from workers.compress.teacher import Teacher, check_finite, load_teacher
 
 Split = Literal["validation", "test"]
@@ -64,8 +65,9 @@ def prepare(
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         check_finite(teacher)
     with clock("pack_text"):
-        files = resolve_text(request.data.train, data_roots).files
-        tokens = pack(files, load_tokenizer(teacher.path), request, vocab_size=teacher.architecture.vocab_size)
+        files, tokenizer = resolve_text(request.data.train, data_roots).files, load_tokenizer(teacher.path)
+        tokens = pack(files, tokenizer, request, vocab_size=teacher.architecture.vocab_size)
+        layer_task = load_layer_task(request.importance, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
     with clock("judge_teacher"):
         teacher_metrics = {
@@ -74,7 +76,7 @@ def prepare(
         }
     tokens_artifact = store_tensors(tokens.tensors, artifacts)
     with clock("score_importance"):  # last, so that what was found is referred to soon
-        importance_artifact = _scores(teacher, identity.digest, tokens, request, artifacts)
+        importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
     return Preparation(
         teacher_digest=artifacts.put_bytes(identity.document),
         teacher_parameters=count_parameters(teacher.model),
@@ -89,7 +91,12 @@ def prepare(
 
 
 def _scores(
-    teacher: Teacher, teacher_digest: str, tokens: Tokens, request: SearchRequest, artifacts: ArtifactStore
+    teacher: Teacher,
+    teacher_digest: str,
+    tokens: Tokens,
+    task: Task | None,
+    request: SearchRequest,
+    artifacts: ArtifactStore,
 ) -> str:
     """The artifact of the importance scores: one that an earlier search computed, where there is one.
 
@@ -101,6 +108,7 @@ def _scores(
             "scores": SCORES_VERSION,
             "teacher": teacher_digest,
             "calibration": tokens.calibration_digest,
+            "task": task.digest if task else None,
             "dtype": str(teacher.dtype),
             "settings": to_json(settings),
             "batch_windows": batch_windows,
@@ -109,7 +117,7 @@ def _scores(
     )
     found = artifacts.recall(key)
     if found is None:
-        importance = score(teacher, tokens.calibration, settings, batch_windows=batch_windows)
+        importance = score(teacher, tokens.calibration, settings, batch_windows=batch_windows, task=task)
         found = store_tensors(importance.tensors, artifacts)
         artifacts.remember(key, found)
     return found

@@ -132,6 +132,20 @@ def test_other_settings_text_or_teacher_are_scored_anew(
     assert artifact != search.preparation.importance_artifact
 
 
+def test_layers_are_scored_anew_when_the_task_has_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_task = ImportanceRequest(layer_score="task_accuracy", task="pairs.txt", task_items=2)
+    request = replace(REQUEST, importance=by_task)
+    file = home.data / "pairs.txt"
+    file.write_text("The cat are here .\nThe cat is here .\nTwo dogs was there .\nTwo dogs were there .\n")
+    first, times = stored_scores(home, request, monkeypatch)
+    assert times == 1
+    assert stored_scores(home, request, monkeypatch) == (first, 0)
+    file.write_text(file.read_text() + "A third pair is .\nA third pair is not read .\n")
+    assert stored_scores(home, request, monkeypatch) == (first, 0)
+    file.write_text(file.read_text().replace("cat", "bird"))
+    assert stored_scores(home, request, monkeypatch)[1] == 1
+
+
 def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:
     asked = ImportanceRequest(layer_choice="contiguous")
     search = prepared(home, home.search(replace(REQUEST, importance=asked)))

@@ -15,6 +15,7 @@ from search.budget import Budget
 from search.checkpoint import check_parameters
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
+from search.evaluation import EvaluationRequest
 from search.families import family_of
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
@@ -44,6 +45,8 @@ class Plan:
     feasible: tuple[FeasibleSet, ...]
     #: Of the task that layers are scored by; 0 where there is none.
     task_bytes: int
+    #: Of the tasks that teacher and candidates are judged on, together.
+    evaluation_bytes: int
 
 
 def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Plan:
@@ -55,15 +58,23 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
     with _seen_from("teacher", "model"):
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
-    _check_sequence_length(request, teacher)
+    _check_lengths(request, teacher)
     text = _text(request, data_roots)
     task_bytes = _task_bytes(request.importance, data_roots)
+    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
     feasible = _within(space, budgets)
     planned = sum(_num_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
-    return Plan(new_search=new_search, text=text, space=space, feasible=feasible, task_bytes=task_bytes)
+    return Plan(
+        new_search=new_search,
+        text=text,
+        space=space,
+        feasible=feasible,
+        task_bytes=task_bytes,
+        evaluation_bytes=evaluation_bytes,
+    )
 
 
 def feasible_sets(search: SearchRecord) -> tuple[FeasibleSet, ...]:
@@ -93,13 +104,20 @@ def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
     )
 
 
-def _check_sequence_length(request: SearchRequest, teacher: TeacherRecord) -> None:
+def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
     longest = teacher.architecture.max_position_embeddings or teacher.config.get("max_position_embeddings")
     if isinstance(longest, int) and request.data.sequence_length > longest:
         raise InvalidRequest(
             expected=f"at most the teacher's max_position_embeddings = {longest}",
             got=request.data.sequence_length,
             where=("data", "sequence_length"),
+        )
+    latency = request.evaluation.latency
+    if isinstance(longest, int) and latency and latency.prompt_tokens + latency.new_tokens > longest:
+        raise InvalidRequest(
+            expected=f"prompt_tokens and new_tokens of at most the teacher's max_position_embeddings = {longest}",
+            got=latency.prompt_tokens + latency.new_tokens,
+            where=("evaluation", "latency"),
         )
 
 
@@ -125,6 +143,14 @@ def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> in
         return 0
     with _seen_from("importance", "task"):
         return read_task(importance.task, data_roots, limit=importance.task_items).num_bytes
+
+
+def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path]) -> int:
+    num_bytes = 0
+    for index, task in enumerate(evaluation.tasks):
+        with _seen_from("evaluation", "tasks", index):
+            num_bytes += read_task(task, data_roots, limit=evaluation.task_items).num_bytes
+    return num_bytes
 
 
 def _budgets(request: SearchRequest, teacher: Architecture) -> tuple[Budget, ...]:
@@ -205,9 +231,10 @@ class CostEstimate:
     """Tokens of the importance pass, once a search."""
     flops: float
     """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
-    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher,
-    three with gradients, and for layer scores by removal the layers behind each one removed; a task that layers are
-    scored by is read instead of the calibration text, and taken for as many tokens as it has bytes."""
+    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each; on tasks, two of the student and
+    once a search one of the teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
+    removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
+    text. Tasks are taken for as many tokens as they have bytes."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -272,11 +299,11 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
-    flops = teacher_flops * _scored_tokens(planned, calibration_tokens)
+    flops = teacher_flops * (_scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
         distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
-        evaluation = heldout_tokens * (student_flops + teacher_flops)
+        evaluation = heldout_tokens * (student_flops + teacher_flops) + 2 * planned.evaluation_bytes * student_flops
         flops += _num_candidates(request, feasible) * (distillation + evaluation)
     num_candidates = planned.new_search.planned
     return CostEstimate(

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import AXES
 from search.errors import InvalidRequest
-
-#: Pydantic's settings for every class here: unknown fields and infinite numbers are refused, docstrings are published.
-_SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
+from search.evaluation import EvaluationRequest
+from search.schema import SCHEMA as _SCHEMA
+from search.schema import require as _require
 
 #: Seeds are stored as 32-bit integers.
 MAX_SEED = 2**31 - 1
@@ -40,11 +40,6 @@ def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> Non
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             _require_plain_text(item, (*where, index))
-
-
-def _require(condition: bool, *, expected: str, got: object, where: str, hint: str | None = None) -> None:
-    if not condition:
-        raise InvalidRequest(expected=expected, got=got, where=(where,), hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,6 +377,7 @@ class SearchRequest:
     importance: ImportanceRequest = field(default_factory=ImportanceRequest)
     distillation: DistillationRequest = field(default_factory=DistillationRequest)
     strategy: StrategyRequest = field(default_factory=StrategyRequest)
+    evaluation: EvaluationRequest = field(default_factory=EvaluationRequest)
     limits: LimitsRequest = field(default_factory=LimitsRequest)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search.errors import InvalidRequest
+from search.evaluation import EvaluationRequest, LatencyRequest, task_name
 from search.request import (
     MAX_SEED,
     BudgetRequest,
@@ -55,6 +56,9 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             )
         ),
         data=DataRequest(train="t", sequence_length=window),
+        evaluation=EvaluationRequest(
+            tasks=("a/zorro", "lambada.jsonl"), latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)]))
+        ),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
         space=SpaceRequest(hidden_size=draw(axis), intermediate_size=Range(min=8, max=64, multiple_of=8)),
@@ -124,6 +128,12 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (StrategyRequest, {"rungs": (0.5, 0.5, 1.0)}, "rungs"),
         (StrategyRequest, {"rungs": (0.0, 1.0)}, "rungs"),
         (LimitsRequest, {"max_parallel": 0}, "max_parallel"),
+        (LatencyRequest, {"repeats": 0}, "repeats"),
+        (LatencyRequest, {"batch_size": 0}, "batch_size"),
+        (EvaluationRequest, {"task_items": 0}, "task_items"),
+        (EvaluationRequest, {"tasks": ("",)}, "tasks"),
+        (EvaluationRequest, {"tasks": ("x" * 49,)}, "tasks"),
+        (EvaluationRequest, {"tasks": ("a/zorro", "b/zorro.txt")}, "tasks"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind: type[Any], fields: dict[str, Any], where: str) -> None:
@@ -223,3 +233,11 @@ def test_random_scores_take_a_seed() -> None:
     assert ImportanceRequest(score="random", seed=MAX_SEED).seed == MAX_SEED
     with pytest.raises(InvalidRequest):
         ImportanceRequest(score="random", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("zorro", "zorro"), ("tasks/zorro/", "zorro"), ("a/lambada_test.jsonl", "lambada_test"), ("b/x.y.txt", "x.y")],
+)
+def test_a_task_is_named_by_the_last_part_of_its_path(path: str, name: str) -> None:
+    assert task_name(path) == name

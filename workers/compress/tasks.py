@@ -16,9 +16,11 @@ V vocabulary.
 """
 
 import hashlib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +29,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.errors import InvalidInput, InvalidRequest
+from search.evaluation import EvaluationRequest, task_name
+from search.ports import ArtifactStore
 from search.request import ImportanceRequest
-from search.serialization import canonical_json
+from search.serialization import canonical_json, from_json
 from search.tasks import TaskItem, TaskKind, read_task
 from workers.compress.aggregates import upcast
 from workers.compress.data import require_known, tokenise
@@ -76,6 +80,13 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tasks:
+    """Tasks by name; an artifact of a search."""
+
+    by_name: Mapping[str, Task]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
     """How well a model does a task. Averages are over items, whichever file they come from."""
 
@@ -90,8 +101,15 @@ class TaskResult:
 
     @property
     def perplexity(self) -> float | None:
-        """exp(-`log_probability`), of a word, not of a token."""
-        return None if self.log_probability is None else math.exp(-self.log_probability)
+        """exp(-`log_probability`), of a word, not of a token; infinite beyond what a float holds."""
+        if self.log_probability is None:
+            return None
+        return math.exp(-self.log_probability) if self.log_probability > -700 else math.inf
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """As `search.records.Measurement` names them, for a task of that name."""
+        metrics = {f"task/{name}_accuracy": self.accuracy, f"task/{name}_stderr": self.standard_error}
+        return metrics if self.log_probability is None else metrics | {f"task/{name}_loss": -self.log_probability}
 
 
 def load_task(
@@ -122,10 +140,35 @@ def load_layer_task(
     """What layers are scored by, where that is a task. Raises as `load_task` does, from the place in the request."""
     if settings.task is None:
         return None
-    try:
+    with _seen_from("importance", "task"):
         return load_task(settings.task, data_roots, tokenizer, teacher, limit=settings.task_items)
+
+
+def load_tasks(
+    evaluation: EvaluationRequest, data_roots: Sequence[Path], tokenizer: PreTrainedTokenizerBase, teacher: Teacher
+) -> Tasks:
+    """What teacher and candidates are judged on. Raises as `load_task` does, from the place in the request."""
+    tasks = {}
+    for index, path in enumerate(evaluation.tasks):
+        with _seen_from("evaluation", "tasks", index):
+            tasks[task_name(path)] = load_task(path, data_roots, tokenizer, teacher, limit=evaluation.task_items)
+    return Tasks(by_name=tasks)
+
+
+def load_stored_tasks(artifact: str | None, artifacts: ArtifactStore) -> Tasks:
+    """The tasks of a prepared search."""
+    if artifact is None:
+        return Tasks(by_name={})
+    with artifacts.open(artifact) as file:
+        return from_json(Tasks, json.load(file))
+
+
+@contextmanager
+def _seen_from(*place: str | int) -> Iterator[None]:
+    try:
+        yield
     except InvalidInput as error:
-        raise error.at("importance", "task") from None
+        raise error.at(*place) from None
 
 
 def _encode_pairs(items: Sequence[TaskItem], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Passage, ...]]:
@@ -251,3 +294,11 @@ def judge(model: PreTrainedModel, task: Task, *, batch_tokens: int) -> TaskResul
         by_group={group: sum(rights) / len(rights) for group, rights in by_group.items()},
         log_probability=logs.mean().item() if task.kind == "last_word" else None,
     )
+
+
+def judge_all(model: PreTrainedModel, tasks: Tasks, *, batch_tokens: int) -> dict[str, float]:
+    """The metrics of `model` on all tasks."""
+    metrics: dict[str, float] = {}
+    for name, task in tasks.by_name.items():
+        metrics |= judge(model, task, batch_tokens=batch_tokens).metrics(name)
+    return metrics

@@ -44,8 +44,8 @@ class EvaluationRequest:
     """Items of each task, at most, taken from its files in turn; null: all. The accuracy on 1,000 is known to about
     1.6 points."""
     latency: LatencyRequest | None = None
-    """A workload to time at the end of a candidate's distillation, in float32 as it is trained; null: none. Candidates
-    that share a machine slow each other down: time with `limits.max_parallel` at 1."""
+    """A workload to time: candidates once they are distilled, in float32; the teacher in what it computes in. Null:
+    none. Candidates that share a machine slow each other down: time with `limits.max_parallel` at 1."""
 
     def __post_init__(self) -> None:
         if self.task_items is not None:

@@ -15,11 +15,13 @@ from search.budget import Budget
 from search.checkpoint import check_parameters
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
+from search.evaluation import EvaluationRequest
 from search.families import family_of
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
 from search.sources import TeacherSource, TextSource, resolve_teacher, resolve_text
 from search.space import FeasibleSet, SearchSpace
+from search.tasks import read_task
 
 #: The rate behind the estimate of GPU-hours: 40 % of the dense bf16 peak of an H100 SXM, 989 TFLOP/s. Small models
 #: reach less; published distillations of 8 B models reach about that.
@@ -41,10 +43,14 @@ class Plan:
     space: SearchSpace
     #: For each budget, in the request's order.
     feasible: tuple[FeasibleSet, ...]
+    #: Of the task that layers are scored by; 0 where there is none.
+    task_bytes: int
+    #: Of the tasks that teacher and candidates are judged on, together.
+    evaluation_bytes: int
 
 
 def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Plan:
-    """Check `request` against the teacher's config, the size of the text and the lattice.
+    """Check `request` against the teacher's config, the size of the text, the task and the lattice.
 
     Raises:
         InvalidInput: one of its kinds, with the place in the request.
@@ -52,14 +58,23 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
     with _seen_from("teacher", "model"):
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
-    _check_sequence_length(request, teacher)
+    _check_lengths(request, teacher)
     text = _text(request, data_roots)
+    task_bytes = _task_bytes(request.importance, data_roots)
+    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
     budgets = _budgets(request, teacher.architecture)
     feasible = _within(space, budgets)
     planned = sum(_num_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
-    return Plan(new_search=new_search, text=text, space=space, feasible=feasible)
+    return Plan(
+        new_search=new_search,
+        text=text,
+        space=space,
+        feasible=feasible,
+        task_bytes=task_bytes,
+        evaluation_bytes=evaluation_bytes,
+    )
 
 
 def feasible_sets(search: SearchRecord) -> tuple[FeasibleSet, ...]:
@@ -89,13 +104,20 @@ def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
     )
 
 
-def _check_sequence_length(request: SearchRequest, teacher: TeacherRecord) -> None:
+def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
     longest = teacher.architecture.max_position_embeddings or teacher.config.get("max_position_embeddings")
     if isinstance(longest, int) and request.data.sequence_length > longest:
         raise InvalidRequest(
             expected=f"at most the teacher's max_position_embeddings = {longest}",
             got=request.data.sequence_length,
             where=("data", "sequence_length"),
+        )
+    latency = request.evaluation.latency
+    if isinstance(longest, int) and latency and latency.prompt_tokens + latency.new_tokens > longest:
+        raise InvalidRequest(
+            expected=f"prompt_tokens and new_tokens of at most the teacher's max_position_embeddings = {longest}",
+            got=latency.prompt_tokens + latency.new_tokens,
+            where=("evaluation", "latency"),
         )
 
 
@@ -114,6 +136,21 @@ def _text(request: SearchRequest, data_roots: Sequence[Path]) -> TextSource:
                 tokens_needed=request.tokens_needed,
             )
     return text
+
+
+def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> int:
+    if importance.task is None:
+        return 0
+    with _seen_from("importance", "task"):
+        return read_task(importance.task, data_roots, limit=importance.task_items).num_bytes
+
+
+def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path]) -> int:
+    num_bytes = 0
+    for index, task in enumerate(evaluation.tasks):
+        with _seen_from("evaluation", "tasks", index):
+            num_bytes += read_task(task, data_roots, limit=evaluation.task_items).num_bytes
+    return num_bytes
 
 
 def _budgets(request: SearchRequest, teacher: Architecture) -> tuple[Budget, ...]:
@@ -194,8 +231,10 @@ class CostEstimate:
     """Tokens of the importance pass, once a search."""
     flops: float
     """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
-    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each. Calibration: one of the teacher,
-    three with gradients, and for layer scores by removal the layers behind each one removed."""
+    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each; on tasks, two of the student and
+    once a search one of the teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
+    removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
+    text. Tasks are taken for as many tokens as they have bytes."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -260,12 +299,11 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
-    passes = _calibration_passes(request.importance, planned.new_search.teacher.architecture.num_hidden_layers)
-    flops = passes * calibration_tokens * teacher_flops
+    flops = teacher_flops * (_scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
         distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
-        evaluation = heldout_tokens * (student_flops + teacher_flops)
+        evaluation = heldout_tokens * (student_flops + teacher_flops) + 2 * planned.evaluation_bytes * student_flops
         flops += _num_candidates(request, feasible) * (distillation + evaluation)
     num_candidates = planned.new_search.planned
     return CostEstimate(
@@ -279,14 +317,23 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     )
 
 
-def _calibration_passes(importance: ImportanceRequest, num_layers: int) -> float:
-    """Forward passes of the teacher that the scores take."""
-    passes = 3.0 if importance.score == "taylor" else 1.0
+def _scored_tokens(planned: Plan, calibration_tokens: int) -> float:
+    """Tokens that go through the teacher for the scores, each pass counted."""
+    importance = planned.new_search.request.importance
+    removals = _removal_passes(importance, planned.new_search.teacher.architecture.num_hidden_layers)
+    widths = (3 if importance.score == "taylor" else 1) * calibration_tokens
     if importance.layer_score == "block_influence":
-        return passes
+        return widths
+    if importance.task is not None:
+        return widths + planned.task_bytes * (1 + removals)
+    return widths + calibration_tokens * removals
+
+
+def _removal_passes(importance: ImportanceRequest, num_layers: int) -> float:
+    """Forward passes of the teacher that scoring layers by removal takes, besides that of the whole teacher."""
     # the layers behind a block that ends before layer i are run once for each block that ends there
     blocks = range(1, num_layers + 1) if importance.layer_choice == "contiguous" else [1] * num_layers
-    return passes + sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
+    return sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
 
 
 def _mean_flops(feasible: FeasibleSet, *, sequence_length: int) -> float:

@@ -100,6 +100,9 @@ class Measurement:
     * ``{split}_loss``: cross-entropy on the text, nats a token. Candidates are ranked by ``validation_loss``.
     * ``{split}_kl``: KL(teacher || student), nats a token.
     * ``train_kl``: the mean training loss since the previous rung, nats a token.
+    * ``task/{name}_accuracy`` and ``task/{name}_stderr``, its standard error: the share of a task's items that are
+      right. Where last words are predicted also ``task/{name}_loss``, nats a word.
+    * ``latency/{name}``: see `workers.compress.latency.measure_latency`.
 
     Raises:
         CandidateFailed: the value is not finite.
@@ -132,12 +135,14 @@ class Preparation:
     tokens_artifact: str
     #: Artifact: importance scores (safetensors).
     importance_artifact: str
-    #: The teacher's own losses on the held-out splits, nats a token: ``validation_loss``, ``test_loss``.
+    #: The teacher's own ``validation_loss`` and ``test_loss``, and its metrics on tasks and latency: see `Measurement`.
     teacher_metrics: Mapping[str, float]
     #: Where the time went, seconds by step.
     seconds: Mapping[str, float]
     #: Library versions and hardware of the worker that prepared.
     environment: Mapping[str, str]
+    #: Artifact (JSON): the tasks of ``evaluation.tasks`` in tokens, by name; None where there are none.
+    tasks_artifact: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,10 +256,14 @@ class CandidateRecord:
     #: In the order measured.
     measurements: tuple[Measurement, ...] = ()
 
+    @property
+    def last_metrics(self) -> dict[str, float]:
+        """The value of every metric after the most tokens that it was measured at."""
+        return {m.metric: m.value for m in sorted(self.measurements, key=lambda m: m.tokens)}
+
     def metric(self, name: str) -> float | None:
         """The value of `name` after the most tokens; None where never measured."""
-        values = [(m.tokens, m.value) for m in self.measurements if m.metric == name]
-        return max(values)[1] if values else None
+        return self.last_metrics.get(name)
 
     def metric_before(self, name: str) -> float | None:
         """The value of `name` before any distillation."""

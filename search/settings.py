@@ -20,7 +20,7 @@ class CommonSettings(BaseSettings):
         default_factory=list, description="JSON list of folders below which teachers may be named."
     )
     data_roots: list[Path] = Field(
-        default_factory=list, description="JSON list of folders below which training text may be named."
+        default_factory=list, description="JSON list of folders below which text and tasks may be named."
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Teachers and texts, by names below configured roots. Nothing outside a root, behind a link, or able to run code.
+"""Teachers, texts and tasks by names below configured roots. Nothing outside a root, behind a link, or that runs code.
 
 A name is a path relative to a root (an absolute path is accepted where it lies below one); the first root that holds
 it wins. A root itself may be a symbolic link, since whoever configured it chose it; nothing below one may be. Messages
@@ -31,6 +31,9 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 _CODE = "auto_map"
 #: Where a config says that its weights are quantised: transformers' attribute, and an older one of compressed-tensors.
 _QUANTISED = ("quantization_config", "compression_config")
+
+#: What a task's files may have together. Zorro has 3 million, BLiMP 30 million.
+MAX_TASK_BYTES = 100_000_000
 
 #: How many levels of folders, and how many names, a "there is also …" looks through.
 _OFFER_DEPTH = 3
@@ -101,10 +104,31 @@ def resolve_text(name: str, roots: Sequence[Path]) -> TextSource:
         ForbiddenSource: it leaves the roots or leads through a symlink.
         InvalidRequest: a file that is neither ``.txt`` nor ``.jsonl``.
     """
+    return _resolve_files("text", name, roots)
+
+
+def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
+    """The file `name`, or all files in the directory `name`, that hold a task: found, and refused, like a text.
+
+    Raises:
+        InvalidInput: as `resolve_text` does.
+        InvalidRequest: the files are larger than any task: they are read as a whole when a search is submitted.
+    """
+    source = _resolve_files("task", name, roots)
+    if source.num_bytes > MAX_TASK_BYTES:
+        raise InvalidRequest(
+            expected=f"a task of at most {MAX_TASK_BYTES:,} bytes",
+            got=f"{source.num_bytes:,} bytes in {len(source.files)} file(s)",
+            hint="Name a task's own folder, not the folder of a corpus.",
+        )
+    return source
+
+
+def _resolve_files(kind: str, name: str, roots: Sequence[Path]) -> TextSource:
     path = _locate(name, roots)
     if path is None:
         raise SourceNotFound(
-            expected="a text file or directory below a data root", got=name, hint=_offer(_texts(roots))
+            expected=f"a {kind} file or directory below a data root", got=name, hint=_offer(_texts(roots))
         )
     if path.is_dir():
         files = _text_files(path, name)

@@ -36,7 +36,7 @@ class SpecTeacher:
     """By it `espalier apply` checks every tensor that it reads, and refuses another teacher's."""
     parameters: int
     metrics: Mapping[str, float]
-    """Its own held-out losses, nats a token."""
+    """Its own held-out losses, nats a token, and its metrics on tasks and latency where they were asked for."""
     ignored_attributes: tuple[str, ...]
     """Config attributes that the user vouched for."""
 

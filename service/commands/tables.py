@@ -1,6 +1,7 @@
 """The API's answers as tables for people, 100 columns wide."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,10 @@ _AXES = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+
+
+#: Of latency.
+_SPEEDS = {"latency/prefill_tokens_per_s": "prefill tokens/s", "latency/decode_tokens_per_s": "decode tokens/s"}
 
 
 def heads(architecture: Json) -> str:
@@ -124,8 +129,40 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
         "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
         "size: of the teacher's parameters. heads: query/KV. *: no other is both smaller and better."
     )
+    _show_metrics(board, out)
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
+
+
+def _show_metrics(board: Json, out: Console) -> None:
+    """What was measured besides losses, the teacher first; nothing where nothing was."""
+    measured = [("", "teacher", board["teacher_metrics"])]
+    measured += [(_place(row), row["candidate_id"], row["metrics"]) for row in board["items"]]
+    tasks = _judged(chain(*(metrics for _, _, metrics in measured)))
+    speeds = [name for name in _SPEEDS if any(name in metrics for _, _, metrics in measured)]
+    if not tasks and not speeds:
+        return
+    rows = [
+        (place, who, *(_accuracy(metrics, task) for task in tasks), *(number(metrics.get(name), 0) for name in speeds))
+        for place, who, metrics in measured
+    ]
+    out.print()
+    out.print(table("", ("#", "candidate", *tasks, *map(_SPEEDS.__getitem__, speeds)), rows, left=(1,), whole=(1,)))
+    if tasks:
+        out.print("Share of items that are right, and its standard error: " + ", ".join(tasks) + ".")
+
+
+def _judged(metrics: Iterable[str]) -> list[str]:
+    """The tasks whose accuracies are among the metrics."""
+    accuracies = dict.fromkeys(metric for metric in metrics if metric.endswith("_accuracy"))
+    return [metric.removeprefix("task/").removesuffix("_accuracy") for metric in accuracies]
+
+
+def _accuracy(metrics: Json, task: str) -> str:
+    """With its standard error."""
+    if f"task/{task}_accuracy" not in metrics:
+        return "–"
+    return f"{metrics[f'task/{task}_accuracy']:.1%} ± {metrics[f'task/{task}_stderr']:.1%}"
 
 
 def _place(row: Json) -> str:
@@ -155,6 +192,10 @@ def show_spec(spec: Json, out: Console) -> None:
                 ("KV cache a token", f"{spec['kv_cache_bytes_per_token']:,} bytes"),
                 ("validation loss", _compared("validation_loss", last, teacher["metrics"])),
                 ("test loss", _compared("test_loss", last, teacher["metrics"])),
+                *(
+                    (f"on {task}", f"{_accuracy(last, task)} (teacher {_accuracy(teacher['metrics'], task)})")
+                    for task in _judged(last)
+                ),
                 (
                     "recipe",
                     f"{recipe['loss']}, {recipe['distillation']['tokens']:,} tokens of {recipe['data']['train']}, "

@@ -10,7 +10,7 @@ from search.budget import Budget
 from search.errors import InvalidRequest
 from search.ranking import pareto_front, rank
 from search.records import CandidateRecord, RunState, SearchRecord
-from service.searches.schemas import LeaderboardRow, Order, SortKey
+from service.searches.schemas import SORT_COLUMNS, LeaderboardRow, Order, SortKey
 
 #: What orders the rows: those without a value last, then the value (negated where descending), then the number.
 Position = tuple[bool, float, int]
@@ -51,8 +51,8 @@ def board(
 
 
 def position(row: LeaderboardRow, sort: SortKey, order: Order) -> Position:
-    """Where a row stands."""
-    value = getattr(row, sort)
+    """Where a row stands, by a column or one of its metrics."""
+    value = getattr(row, sort) if sort in SORT_COLUMNS else row.metrics.get(sort)
     return value is None, (value or 0) * (1 if order == "asc" else -1), row.number
 
 
@@ -63,9 +63,11 @@ def parse_position(data: Any) -> Position:
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:
-    """The rows as CSV with a header line; what is null is empty."""
+    """The rows as CSV with a header line, a column for each metric at the end; what is null is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(LeaderboardRow)], lineterminator="\r\n")
+    columns = [field.name for field in fields(LeaderboardRow) if field.name != "metrics"]
+    metrics = dict.fromkeys(metric for row in rows for metric in row.metrics)
+    writer = csv.DictWriter(text, fieldnames=[*columns, *metrics], lineterminator="\r\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(asdict(row) | row.metrics for row in rows)
     return text.getvalue()

@@ -122,7 +122,7 @@ def get_leaderboard(
     budget: Annotated[
         int | None, Query(ge=0, description="Index of a budget: only candidates in its band. Default: all candidates.")
     ] = None,
-    sort: SortKey = "rank",
+    sort: Annotated[SortKey, Query(description="A column, or the name of one of the rows' `metrics`.")] = "rank",
     order: Order = "asc",
     state: Annotated[RunState | None, Query(description="Only candidates in this state.")] = None,
     pareto: Annotated[bool, Query(description="Only candidates on the Pareto front of parameters and loss.")] = False,
@@ -148,13 +148,14 @@ def get_leaderboard(
     if as_csv:
         return Response(to_csv(page), media_type="text/csv", headers={"Vary": "Accept"})
     more = len(page) < len(rest)
-    preparation = search.preparation
+    teacher_metrics = search.preparation.teacher_metrics if search.preparation else {}
     return Leaderboard(
         search_id=search.id,
         state=search.state,
         budget=band,
         teacher_parameters=search.teacher.parameters,
-        teacher_loss=preparation.teacher_metrics.get("validation_loss") if preparation else None,
+        teacher_loss=teacher_metrics.get("validation_loss"),
+        teacher_metrics={name: value for name, value in teacher_metrics.items() if "/" in name},
         total=len(rows),
         items=tuple(page),
         next_cursor=encode_cursor(query, position(page[-1], sort, order)) if more else None,

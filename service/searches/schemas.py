@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import StringConstraints
 
 from search.architecture import AXES
 from search.budget import Budget
@@ -11,7 +13,10 @@ from search.records import JobState, RunState, SearchRecord
 
 _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 
-SortKey = Literal["rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number"]
+#: Columns that rows can be sorted by.
+SORT_COLUMNS = ("rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number")
+#: One of them, or one of the rows' `metrics`.
+SortKey = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|latency)/.+)$", max_length=64)]
 Order = Literal["asc", "desc"]
 
 
@@ -60,6 +65,9 @@ class LeaderboardRow:
     """Loss on the test split, on which nothing was chosen."""
     perplexity: float | None
     """exp(loss)."""
+    metrics: dict[str, float]
+    """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
+    `latency/prefill_tokens_per_s` and so on of latency."""
     pareto: bool
     """Whether no other candidate of this board has both fewer parameters and a lower loss."""
 
@@ -83,6 +91,7 @@ class LeaderboardRow:
             kl=candidate.metric("validation_kl"),
             test_loss=candidate.metric("test_loss"),
             perplexity=_perplexity(loss),
+            metrics={name: value for name, value in candidate.last_metrics.items() if "/" in name},
             pareto=pareto,
         )
 
@@ -106,6 +115,8 @@ class Leaderboard:
     teacher_parameters: int
     teacher_loss: float | None
     """The teacher's own validation loss, nats a token; null until the search has been prepared."""
+    teacher_metrics: dict[str, float]
+    """The teacher's own values of the rows' `metrics`; empty until then."""
     total: int
     """Rows on all pages."""
     items: tuple[LeaderboardRow, ...]

@@ -510,6 +510,13 @@ class EndingASearch:
             shared.importance_artifact,
         }
 
+    def test_tasks_belong_to_the_artifacts_of_a_search(self, store: Store) -> None:
+        lease = running_search(store)
+        store.save_preparation(lease, replace(preparation(), tasks_artifact=digest("tasks")))
+        assert store.get_search(lease.subject_id).preparation == replace(preparation(), tasks_artifact=digest("tasks"))
+        store.finish_search(lease, JobState.COMPLETED)
+        assert digest("tasks") in store.delete_search(lease.subject_id)
+
     def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
         scores = digest("shared scores")
         leases = [running_search(store) for _ in range(3)]

@@ -162,6 +162,24 @@ def test_a_sequence_longer_than_the_learned_positions_is_refused(roots: Path) ->
     assert "at most the teacher's max_position_embeddings = 7" in str(error)
 
 
+@pytest.mark.parametrize(("task", "kind"), [("absent", SourceNotFound), ("text.txt", InvalidRequest)])
+def test_a_task_that_cannot_be_read_is_refused_at_its_place(roots: Path, task: str, kind: type[InvalidInput]) -> None:
+    refused(roots, kind, "importance.task", importance={"layer_score": "task_accuracy", "task": task})
+
+
+def test_a_task_to_judge_on_is_refused_at_its_place(roots: Path) -> None:
+    (roots / "pairs.txt").write_text("one\ntwo\n")
+    refused(roots, SourceNotFound, "evaluation.tasks[1]", evaluation={"tasks": ["pairs.txt", "absent"]})
+
+
+def test_a_workload_longer_than_the_teacher_reads_is_refused(roots: Path) -> None:
+    evaluation = {"latency": {"prompt_tokens": 510, "new_tokens": 3}}
+    assert "max_position_embeddings = 512" in str(
+        refused(roots, InvalidRequest, "evaluation.latency", evaluation=evaluation)
+    )
+    make_plan(roots, evaluation={"latency": {"prompt_tokens": 509, "new_tokens": 3}})
+
+
 def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:
     (roots / "text.txt").write_text("x" * (TOKENS_NEEDED - 1))
     error = refused(roots, InsufficientText, "data.train")
@@ -226,6 +244,29 @@ def test_the_cost_of_calibration_is_that_of_the_scores(roots: Path, importance: 
     without = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
     teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
     assert without == pytest.approx((passes - 1) * 16 * teacher_flops, abs=1)
+
+
+@pytest.mark.parametrize(("choice", "removals"), [("free", 6 / 4), ("contiguous", 10 / 4)])
+def test_a_task_costs_as_many_tokens_as_it_has_bytes_in_every_pass(roots: Path, choice: str, removals: float) -> None:
+    (roots / "pairs.txt").write_text("it are .\nit is .\n" * 9)
+    importance = {"layer_score": "task_accuracy", "task": "pairs.txt", "task_items": 5, "layer_choice": choice}
+    planned = make_plan(roots, importance=importance)
+    assert planned.task_bytes == 5 * len("it are.it is.")
+    task_flops = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
+    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    assert task_flops == pytest.approx((1 + removals) * planned.task_bytes * teacher_flops)
+
+
+def test_tasks_that_candidates_are_judged_on_cost_two_passes_of_each_and_one_of_the_teacher(roots: Path) -> None:
+    (roots / "pairs.txt").write_text("it are .\nit is .\n" * 9)
+    (roots / "words.jsonl").write_text('{"text": "one two"}\n')
+    fixed = {name: [value] for name, value in ARCHITECTURE.axes.items()}
+    given: dict[str, Any] = {"space": fixed, "budgets": [{"ratio": 1.0}]}
+    evaluation = {"tasks": ["pairs.txt", "words.jsonl"], "task_items": 5}
+    planned = make_plan(roots, evaluation=evaluation, **given)
+    assert planned.evaluation_bytes == 5 * len("it are.it is.") + len("one two")
+    task_flops = estimate_cost(planned).flops - estimate_cost(make_plan(roots, **given)).flops
+    assert task_flops == pytest.approx(3 * planned.evaluation_bytes * flops_per_token(ARCHITECTURE, sequence_length=8))
 
 
 def test_the_cost_grows_with_the_candidates(roots: Path) -> None:

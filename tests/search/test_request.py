@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search.errors import InvalidRequest
+from search.evaluation import EvaluationRequest, LatencyRequest, task_name
 from search.request import (
     MAX_SEED,
     BudgetRequest,
@@ -45,8 +46,19 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
             BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
         ),
-        importance=draw(st.sampled_from([ImportanceRequest(), ImportanceRequest(score="random", seed=3)])),
+        importance=draw(
+            st.sampled_from(
+                [
+                    ImportanceRequest(),
+                    ImportanceRequest(score="random", seed=3),
+                    ImportanceRequest(layer_score="task_accuracy", task="zorro", task_items=9),
+                ]
+            )
+        ),
         data=DataRequest(train="t", sequence_length=window),
+        evaluation=EvaluationRequest(
+            tasks=("a/zorro", "lambada.jsonl"), latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)]))
+        ),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
         space=SpaceRequest(hidden_size=draw(axis), intermediate_size=Range(min=8, max=64, multiple_of=8)),
@@ -116,6 +128,12 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (StrategyRequest, {"rungs": (0.5, 0.5, 1.0)}, "rungs"),
         (StrategyRequest, {"rungs": (0.0, 1.0)}, "rungs"),
         (LimitsRequest, {"max_parallel": 0}, "max_parallel"),
+        (LatencyRequest, {"repeats": 0}, "repeats"),
+        (LatencyRequest, {"batch_size": 0}, "batch_size"),
+        (EvaluationRequest, {"task_items": 0}, "task_items"),
+        (EvaluationRequest, {"tasks": ("",)}, "tasks"),
+        (EvaluationRequest, {"tasks": ("x" * 49,)}, "tasks"),
+        (EvaluationRequest, {"tasks": ("a/zorro", "b/zorro.txt")}, "tasks"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind: type[Any], fields: dict[str, Any], where: str) -> None:
@@ -196,7 +214,31 @@ def test_a_setting_that_a_score_does_not_have_is_refused_not_ignored(
     assert caught.value.where == (where,)
 
 
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"layer_score": "task_accuracy"}, "task"),
+        ({"layer_score": "task_accuracy", "task": ""}, "task"),
+        ({"layer_score": "loss_increase", "task": "zorro"}, "task"),
+        ({"task_items": 7}, "task_items"),
+        ({"layer_score": "task_accuracy", "task": "zorro", "task_items": 0}, "task_items"),
+    ],
+)
+def test_layers_are_scored_by_a_task_or_not_at_all_by_one(settings: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ImportanceRequest(**settings)
+    assert caught.value.where == (where,)
+
+
 def test_random_scores_take_a_seed() -> None:
     assert ImportanceRequest(score="random", seed=MAX_SEED).seed == MAX_SEED
     with pytest.raises(InvalidRequest):
         ImportanceRequest(score="random", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("zorro", "zorro"), ("tasks/zorro/", "zorro"), ("a/lambada_test.jsonl", "lambada_test"), ("b/x.y.txt", "x.y")],
+)
+def test_a_task_is_named_by_the_last_part_of_its_path(path: str, name: str) -> None:
+    assert task_name(path) == name

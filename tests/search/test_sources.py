@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from search import sources
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
-from search.sources import resolve_teacher, resolve_text
+from search.sources import resolve_task, resolve_teacher, resolve_text
 from tests.support.files import (
     CONFIG,
     tensors_of,
@@ -379,3 +380,37 @@ def test_the_real_model_and_corpora_are_accepted(data_dir: Path) -> None:
     teacher = resolve_teacher("stories260K", [data_dir / "models"])
     assert [file.name for file in teacher.weight_files] == ["model.safetensors"]
     assert len(resolve_text("tinystories", [data_dir / "corpora"]).files) == 3
+
+
+# --- tasks
+
+
+def test_a_task_is_found_like_a_text(root: Path) -> None:
+    (root / "zorro").mkdir()
+    for name in ("zorro/b.txt", "zorro/a.txt", "zorro/LICENSE"):
+        (root / name).write_text("one\ntwo\n")
+    assert resolve_task("zorro", [root]) == resolve_text("zorro", [root])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("zoro", SourceNotFound, "a task file or directory below a data root"),
+        ("../task.txt", ForbiddenSource, "without '..'"),
+        ("alias.txt", ForbiddenSource, "is a link"),
+        ("task.csv", InvalidRequest, r"\.txt or \.jsonl"),
+    ],
+)
+def test_a_task_is_refused_like_a_text(name: str, kind: type[Exception], said: str, root: Path) -> None:
+    (root / "task.txt").write_text("one\ntwo\n")
+    (root / "task.csv").write_text("one,two\n")
+    (root / "alias.txt").symlink_to(root / "task.txt")
+    with pytest.raises(kind, match=said):
+        resolve_task(name, [root])
+
+
+def test_a_corpus_is_no_task(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "corpus.txt").write_text("x" * 11)
+    monkeypatch.setattr(sources, "MAX_TASK_BYTES", 10)
+    with pytest.raises(InvalidRequest, match="at most 10 bytes, got '11 bytes in 1 file"):
+        resolve_task("corpus.txt", [root])

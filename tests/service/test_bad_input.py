@@ -426,7 +426,9 @@ def test_a_query_that_cannot_be(query: str, location: str, client: TestClient) -
     assert [error["location"] for error in problem["errors"]] == [location]
 
 
-@pytest.mark.parametrize("query", ["budget=2", "budget=-1", "sort=name", "order=up", "state=done", "limit=0"])
+@pytest.mark.parametrize(
+    "query", ["budget=2", "budget=-1", "sort=name", "sort=task/", "order=up", "state=done", "limit=0"]
+)
 def test_a_leaderboard_that_cannot_be(query: str, client: TestClient) -> None:
     search_id = client.post("/v1/searches", json=BODY).json()["id"]
     response = client.get(f"/v1/searches/{search_id}/leaderboard?{query}")

@@ -206,6 +206,23 @@ def test_a_leaderboard_ranks_and_names_units(espalier: Shell, ended: tuple[str, 
     assert len(espalier.json("leaderboard", search_id, "--state", "failed")["items"]) == 1
 
 
+def test_a_leaderboard_shows_what_else_was_measured(espalier: Shell, served: Served, request_file: Path) -> None:
+    search_id = espalier.json("submit", request_file)["id"]
+    driver = HandDriver(served)
+    driver.take()
+    judged, waiting = driver.propose(2)
+    driver.start(judged)
+    metrics = {"task/zorro_accuracy": 0.6, "task/zorro_stderr": 0.0123, "latency/decode_tokens_per_s": 1234.5}
+    driver.measure(judged, 1024, **metrics)
+    lines = espalier.lines("leaderboard", search_id)
+    place = next(at for at, line in enumerate(lines) if "zorro" in line)
+    assert lines[place].split() == ["#", "candidate", "zorro", "decode", "tokens/s"]
+    rows = [line.split() for line in lines[place + 1 :]]
+    assert ["teacher", "–", "–"] in rows
+    assert ["running", judged.id, "60.0%", "±", "1.2%", "1,234"] in rows
+    assert ["pending", waiting.id, "–", "–"] in rows
+
+
 def test_an_empty_leaderboard_says_so(espalier: Shell, request_file: Path) -> None:
     search_id = espalier.json("submit", request_file)["id"]
     assert "no candidates yet" in espalier.lines("leaderboard", search_id)[-1]

@@ -110,17 +110,25 @@ def pack(
         InsufficientText: fewer tokens than asked; says how many there are.
         UnusableTeacher: the tokenizer knows tokens that the model does not.
     """
-    documents = _tokenise(_in_hash_order(read_documents(files, request.data)), tokenizer)
+    documents = tokenise(_in_hash_order(read_documents(files, request.data)), tokenizer)
     packer = _Packer(documents, request)
     tokens = Tokens(**{split: packer.take(windows) for split, windows in _windows(request).items()})
-    largest = max(int(windows.max()) for windows in tokens.tensors.values())
+    require_known(max(int(windows.max()) for windows in tokens.tensors.values()), vocab_size=vocab_size)
+    return tokens
+
+
+def require_known(largest: int, *, vocab_size: int) -> None:
+    """Refuse a tokenizer that gives the token `largest` to a model of fewer tokens.
+
+    Raises:
+        UnusableTeacher: it does.
+    """
     if largest >= vocab_size:
         raise UnusableTeacher(
             expected=f"a tokenizer of at most vocab_size = {vocab_size} tokens",
             got=f"token {largest}",
             where=("teacher", "model"),
         )
-    return tokens
 
 
 def _windows(request: SearchRequest) -> dict[str, int]:
@@ -209,7 +217,7 @@ def _in_hash_order(documents: Iterator[str]) -> list[str]:
     return [by_digest[digest] for digest in sorted(by_digest)]
 
 
-def _tokenise(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def tokenise(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """Token ids of each document, begun with BOS (or with EOS, which parts documents where a tokenizer has no BOS)."""
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prefix = [] if begin is None else [begin]

@@ -1,20 +1,22 @@
 """How much each part of the teacher matters, from one pass over calibration text.
 
 Which score is computed is the request's to say: `workers.compress.width_scores` and `workers.compress.layer_scores`
-have them. All of them look on at the same pass, which streams: memory does not grow with the number of windows.
+have them. All but one look on at the same pass, which streams: memory does not grow with the number of windows.
 
 Legend: L layers, H hidden channels, F neurons, Q query heads, K KV heads.
 """
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from search.request import ImportanceRequest
-from workers.compress.layer_scores import LAYER_SCORES
+from workers.compress.layer_scores import LAYER_SCORES, task_accuracy
 from workers.compress.observer import Observer
+from workers.compress.tasks import Task
 from workers.compress.teacher import Teacher
 from workers.compress.width_scores import WIDTH_SCORES
 
@@ -53,16 +55,26 @@ class Importance:
 
 
 def score(
-    teacher: Teacher, windows: Tensor, settings: ImportanceRequest | None = None, *, batch_windows: int
+    teacher: Teacher,
+    windows: Tensor,
+    settings: ImportanceRequest | None = None,
+    *,
+    batch_windows: int,
+    task: Task | None = None,
 ) -> Importance:
     """The scores that `settings` (by default the request's defaults) ask for, from one pass over `windows` (W, T).
 
-    They depend on `batch_windows` by rounding only.
+    They depend on `batch_windows` by rounding only. `task` is the one that the settings name, if they do: layers are
+    then scored in a pass over it.
     """
     settings = settings or ImportanceRequest()
+    assert (task is None) == (settings.task is None), "the task that the settings name"
     with Observer(teacher) as observer:
         widths = WIDTH_SCORES[settings.score](observer, settings)
-        blocks = LAYER_SCORES[settings.layer_score](observer, settings)
+        if task is None:
+            blocks = LAYER_SCORES[settings.layer_score](observer, settings)
+        else:
+            blocks = partial(task_accuracy, teacher, settings, task, batch_tokens=batch_windows * windows.shape[1])
         observer.run(windows, batch_windows=batch_windows)
     layers = blocks()
     return Importance(

@@ -1,8 +1,9 @@
 """How much each layer, or each contiguous block of layers, matters: one function per score, in `LAYER_SCORES`.
 
-Each registers what it has to see of the teacher's pass, and returns what gives the scores when the pass is over:
-(L, M) in float64, at [i, n - 1] that of the n layers from layer i on, infinite where there are not so many. M is 1,
-or L where blocks are to be scored.
+Each registers what it has to see of the teacher's pass over the calibration text, and returns what gives the scores
+when the pass is over; `task_accuracy` stands apart, since a task is another text. Scores are (L, M) in float64, at
+[i, n - 1] that of the n layers from layer i on, infinite where there are not so many. M is 1, or L where blocks are to
+be scored.
 
 Legend: B windows of a batch, T tokens a window, L layers, H hidden channels, V vocabulary.
 """
@@ -19,6 +20,7 @@ from search.request import ImportanceRequest, LayerScore
 from workers.compress.aggregates import norms, upcast
 from workers.compress.head import head_of
 from workers.compress.observer import Observer, text_loss
+from workers.compress.tasks import Answers, Task, batches
 from workers.compress.teacher import Teacher
 
 #: What gives the scores once the pass is over.
@@ -96,6 +98,33 @@ def _logit_change(observer: Observer, settings: ImportanceRequest) -> Finish:
         return from_whole
 
     return _by_removal(observer, settings, change, terms=Tensor.numel)
+
+
+@torch.inference_mode()
+def task_accuracy(teacher: Teacher, settings: ImportanceRequest, task: Task, *, batch_tokens: int) -> Tensor:
+    """By how much the teacher's accuracy on `task` drops when the block is skipped (arXiv 2408.11796).
+
+    Unlike the scores of `LAYER_SCORES` it needs a pass of its own, over the task's passages, `batch_tokens` at a time
+    at most. What was computed before the block is used again, as there.
+    """
+    (passages, places), head = task.layout(), head_of(teacher.model)
+    sizes = _sizes(teacher, settings)
+    whole = Answers(len(passages))
+    without = {block: Answers(len(passages)) for block in _blocks(*sizes)}
+    with Observer(teacher) as observer:
+        stack = _Stack(observer)
+        for batch in batches(passages, batch_tokens=batch_tokens, device=teacher.model.device):
+            whole.add(batch, observer.see(batch.ids_BT), head)
+            for (first, length), answers in without.items():
+                answers.add(batch, stack.without(first, length), head)
+
+    def accuracy(answers: Answers) -> float:
+        return answers.right(task.kind, places).double().mean().item()
+
+    drops = torch.full(sizes, math.inf, dtype=torch.float64)
+    for (first, length), answers in without.items():
+        drops[first, length - 1] = accuracy(whole) - accuracy(answers)
+    return drops
 
 
 LAYER_SCORES: Mapping[LayerScore, Callable[[Observer, ImportanceRequest], Finish]] = {

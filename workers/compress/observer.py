@@ -85,15 +85,19 @@ class Observer:
 
     def run(self, windows: Tensor, *, batch_windows: int) -> None:
         """One pass over `windows` (W, T), any integer dtype, so many at a time."""
-        model = self.teacher.model
         with torch.inference_mode(not self._gradients), torch.set_grad_enabled(self._gradients):
             for batch in windows.split(batch_windows):
-                ids_BT = batch.to(model.device, torch.long)
-                self._watching = True
-                hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-                self._watching = False
+                ids_BT = batch.to(self.teacher.model.device, torch.long)
+                hidden_BTH = self.see(ids_BT)
                 for look in self._after:
                     look(ids_BT, hidden_BTH)
+
+    def see(self, ids_BT: Tensor) -> Tensor:
+        """One batch through the teacher, watched; the final norm's output (B, T, H)."""
+        self._watching = True
+        hidden_BTH: Tensor = self.teacher.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        self._watching = False
+        return hidden_BTH
 
     def _module(self, name: str) -> nn.Module:
         return self.teacher.model.get_submodule(name)

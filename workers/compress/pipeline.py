@@ -38,9 +38,11 @@ from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.importance import SCORES_VERSION, Importance, score
+from workers.compress.latency import latency_metrics
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
+from workers.compress.tasks import Task, Tasks, judge_all, load_layer_task, load_stored_tasks, load_tasks
 from workers.compress.teacher import Teacher, check_finite, load_teacher
 
 Split = Literal["validation", "test"]
@@ -64,17 +66,20 @@ def prepare(
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         check_finite(teacher)
     with clock("pack_text"):
-        files = resolve_text(request.data.train, data_roots).files
-        tokens = pack(files, load_tokenizer(teacher.path), request, vocab_size=teacher.architecture.vocab_size)
+        files, tokenizer = resolve_text(request.data.train, data_roots).files, load_tokenizer(teacher.path)
+        tokens = pack(files, tokenizer, request, vocab_size=teacher.architecture.vocab_size)
+        layer_task = load_layer_task(request.importance, data_roots, tokenizer, teacher)
+        tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
     with clock("judge_teacher"):
         teacher_metrics = {
             f"{split}_loss": held_out_loss(teacher.model, windows, batch_windows=batch_windows)
             for split, windows in (("validation", tokens.validation), ("test", tokens.test))
-        }
+        } | judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
+        teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     tokens_artifact = store_tensors(tokens.tensors, artifacts)
     with clock("score_importance"):  # last, so that what was found is referred to soon
-        importance_artifact = _scores(teacher, identity.digest, tokens, request, artifacts)
+        importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
     return Preparation(
         teacher_digest=artifacts.put_bytes(identity.document),
         teacher_parameters=count_parameters(teacher.model),
@@ -85,11 +90,17 @@ def prepare(
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
         environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
+        tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
 
 
 def _scores(
-    teacher: Teacher, teacher_digest: str, tokens: Tokens, request: SearchRequest, artifacts: ArtifactStore
+    teacher: Teacher,
+    teacher_digest: str,
+    tokens: Tokens,
+    task: Task | None,
+    request: SearchRequest,
+    artifacts: ArtifactStore,
 ) -> str:
     """The artifact of the importance scores: one that an earlier search computed, where there is one.
 
@@ -101,6 +112,7 @@ def _scores(
             "scores": SCORES_VERSION,
             "teacher": teacher_digest,
             "calibration": tokens.calibration_digest,
+            "task": task.digest if task else None,
             "dtype": str(teacher.dtype),
             "settings": to_json(replace(settings, head_residuals=False)),  # of which no score knows
             "batch_windows": batch_windows,
@@ -109,7 +121,7 @@ def _scores(
     )
     found = artifacts.recall(key)
     if found is None:
-        importance = score(teacher, tokens.calibration, settings, batch_windows=batch_windows)
+        importance = score(teacher, tokens.calibration, settings, batch_windows=batch_windows, task=task)
         found = store_tensors(importance.tensors, artifacts)
         artifacts.remember(key, found)
     return found
@@ -122,6 +134,7 @@ class Workbench:
     teacher: Teacher
     tokens: Tokens
     importance: Importance
+    tasks: Tasks
     artifacts: ArtifactStore
     device: str
 
@@ -143,6 +156,7 @@ class Workbench:
             teacher=teacher,
             tokens=Tokens.load(artifacts.local_path(preparation.tokens_artifact)),
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
+            tasks=load_stored_tasks(preparation.tasks_artifact, artifacts),
             artifacts=artifacts,
             device=device,
         )
@@ -172,7 +186,7 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
         student = build_student(teacher, task.architecture, selection)
         _check_count(student, task)
     with clock("measure"):
-        before = _measure(bench, student, "validation", task, tokens=0)
+        before = _measure(bench, student, "validation", task, tokens=0) + _on_tasks(bench, student, task, tokens=0)
     yield before
 
     rungs = rung_steps(request.strategy.rungs, steps=request.distillation.steps)
@@ -184,6 +198,8 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
             measured = _measure(bench, student, "validation", task, tokens=rung.tokens)
             if rung.tokens == request.distillation.tokens:
                 measured += _measure(bench, student, "test", task, tokens=rung.tokens)
+                measured += _on_tasks(bench, student, task, tokens=rung.tokens)
+                measured += _measurements(latency_metrics(student, request.evaluation.latency), tokens=rung.tokens)
         yield (*measured, Measurement(tokens=rung.tokens, metric="train_kl", value=rung.train_kl))
 
     with clock("store"):
@@ -267,3 +283,14 @@ def _measure(
         Measurement(tokens=tokens, metric=f"{split}_loss", value=result.loss),
         Measurement(tokens=tokens, metric=f"{split}_kl", value=result.kl),
     )
+
+
+def _on_tasks(
+    bench: Workbench, student: PreTrainedModel, task: EvaluationTask, *, tokens: int
+) -> tuple[Measurement, ...]:
+    batch_tokens = task.search.request.distillation.batch_tokens
+    return _measurements(judge_all(student, bench.tasks, batch_tokens=batch_tokens), tokens=tokens)
+
+
+def _measurements(metrics: Mapping[str, float], *, tokens: int) -> tuple[Measurement, ...]:
+    return tuple(Measurement(tokens=tokens, metric=metric, value=value) for metric, value in metrics.items())

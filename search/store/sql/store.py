@@ -286,6 +286,7 @@ class SqlStore(Store):
                 teacher=preparation.teacher_digest,
                 tokens=preparation.tokens_artifact,
                 importance=preparation.importance_artifact,
+                **({"tasks": preparation.tasks_artifact} if preparation.tasks_artifact else {}),
             )
             search.append(
                 "search.prepared",

@@ -1,11 +1,13 @@
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from search.counting import count
+from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
 
 Json = dict[str, Any]
@@ -144,10 +146,54 @@ def test_csv_has_the_same_rows(client: TestClient, busy: str) -> None:
     assert response.headers["content-type"].startswith("text/csv")
     rows = list(csv.DictReader(io.StringIO(response.text)))
     expected = board(client, busy)["items"]
-    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    assert [row.keys() for row in rows] == [row.keys() - {"metrics"} for row in expected]
     assert [row["candidate_id"] for row in rows] == [row["candidate_id"] for row in expected]
     assert [row["loss"] for row in rows] == ["" if row["loss"] is None else str(row["loss"]) for row in expected]
     assert [row["state"] for row in rows] == [row["state"] for row in expected]
+
+
+@pytest.fixture
+def judged(client: TestClient, hand: DriverHand) -> str:
+    """A search for which two of three candidates have been judged on a task, one of them twice."""
+    search_id = submit(client)
+    lease = hand.take()
+    for candidate, accuracies in zip(hand.propose(lease, 0, 3), ((0.5, 0.7), (0.6,), ()), strict=True):
+        hand.store.start_run(lease, candidate.run_id, worker="hand")
+        for tokens, accuracy in enumerate(accuracies):
+            hand.measure(lease, candidate, tokens=tokens, **{"task/zorro_accuracy": accuracy, "validation_loss": 3.0})
+    return search_id
+
+
+def test_a_row_has_what_else_was_measured_last(client: TestClient, judged: str) -> None:
+    metrics = [row["metrics"] for row in board(client, judged)["items"]]
+    assert metrics == [{"task/zorro_accuracy": 0.7}, {"task/zorro_accuracy": 0.6}, {}]
+
+
+@pytest.mark.parametrize(("order", "numbers"), [("asc", [1, 0, 2]), ("desc", [0, 1, 2])])
+def test_rows_are_sorted_by_a_metric_those_without_it_last(
+    order: str, numbers: list[int], client: TestClient, judged: str
+) -> None:
+    query = {"sort": "task/zorro_accuracy", "order": order}
+    first = board(client, judged, **query, limit=2)
+    second = board(client, judged, **query, limit=2, cursor=first["next_cursor"])
+    assert [row["number"] for row in first["items"] + second["items"]] == numbers
+
+
+def test_csv_has_a_column_for_each_metric(client: TestClient, judged: str) -> None:
+    response = client.get(f"/v1/searches/{judged}/leaderboard", headers={"Accept": "text/csv"})
+    rows = list(csv.DictReader(io.StringIO(response.text)))
+    assert [row["task/zorro_accuracy"] for row in rows] == ["0.7", "0.6", ""]
+    assert "metrics" not in rows[0]
+
+
+def test_the_teachers_own_metrics_stand_above(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client)
+    assert board(client, search_id)["teacher_metrics"] == {}
+    lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
+    assert lease is not None
+    metrics = {"validation_loss": 1.5, "task/zorro_accuracy": 0.8}
+    hand.store.save_preparation(lease, replace(make_preparation(), teacher_metrics=metrics))
+    assert board(client, search_id)["teacher_metrics"] == {"task/zorro_accuracy": 0.8}
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/csv", "text/html"])

@@ -17,8 +17,10 @@ from tests.contracts.family import Case, FamilyContract
 from tests.support.activations import activations
 from tests.support.families import cut, random_teacher
 from tests.support.llamas import some_tokens
+from tests.support.tasks import random_pairs
 from tests.workers.compress.test_aggregates import slowly
 from workers.compress.importance import score
+from workers.compress.tasks import judge
 from workers.compress.teacher import Teacher
 from workers.compress.width_scores import WIDTH_SCORES
 from workers.families import FAMILIES
@@ -140,4 +142,15 @@ def test_removing_a_layer_is_skipping_it_in_the_stock_model(teacher: Teacher) ->
         module = teacher.model.get_submodule(teacher.family.layer.format(layer=layer))
         handle = module.register_forward_hook(lambda _module, args, _output: args[0])
         assert increase == pytest.approx(loss() - whole, rel=1e-6, abs=1e-9)
+        handle.remove()
+
+
+def test_layers_of_every_family_are_scored_by_a_task(teacher: Teacher) -> None:
+    settings, task = ImportanceRequest(layer_score="task_accuracy", task="any"), random_pairs(12)
+    fast = score(teacher, WINDOWS, settings, batch_windows=2, task=task).layers
+    whole = judge(teacher.model, task, batch_tokens=64).accuracy
+    for layer, drop in enumerate(fast.tolist()):
+        module = teacher.model.get_submodule(teacher.family.layer.format(layer=layer))
+        handle = module.register_forward_hook(lambda _module, args, _output: args[0])
+        assert drop == pytest.approx(whole - judge(teacher.model, task, batch_tokens=64).accuracy, abs=1e-12)
         handle.remove()

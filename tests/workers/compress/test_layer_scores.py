@@ -1,7 +1,8 @@
 """The scores of layers and blocks against a model that is run anew without them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import pytest
@@ -12,8 +13,10 @@ from torch.nn.functional import cross_entropy
 from search.request import ImportanceRequest, LayerScore
 from tests.support.activations import activations
 from tests.support.llamas import logits_of, random_llama, some_tokens
+from tests.support.tasks import random_last_words, random_pairs
 from workers.compress.importance import score
 from workers.compress.layer_scores import LAYER_SCORES
+from workers.compress.tasks import Task, judge
 from workers.compress.teacher import Teacher
 
 WINDOWS = some_tokens(batch=5, length=9)
@@ -25,16 +28,21 @@ def teacher() -> Teacher:
     return random_llama(num_hidden_layers=LAYERS)
 
 
-def logits_without(teacher: Teacher, first: int, length: int) -> Tensor:
-    """Of the model whose layers from `first` on hand on what they get."""
+@contextmanager
+def skipping(teacher: Teacher, first: int, length: int) -> Iterator[None]:
+    """Layers from `first` on hand on what they get."""
     handles = [
         teacher.model.get_submodule(f"model.layers.{layer}").register_forward_hook(lambda _m, args, _o: args[0])
         for layer in range(first, first + length)
     ]
-    logits = logits_of(teacher.model, WINDOWS)
+    yield
     for handle in handles:
         handle.remove()
-    return logits
+
+
+def logits_without(teacher: Teacher, first: int, length: int) -> Tensor:
+    with skipping(teacher, first, length):
+        return logits_of(teacher.model, WINDOWS)
 
 
 def slow_block_influence(teacher: Teacher, first: int, length: int) -> float:
@@ -63,7 +71,8 @@ SLOW: dict[LayerScore, Callable[[Teacher, int, int], float]] = {
 
 
 def test_every_score_that_can_be_asked_for_is_tested_here() -> None:
-    assert set(get_args(LayerScore)) == LAYER_SCORES.keys() == SLOW.keys()
+    assert LAYER_SCORES.keys() == SLOW.keys()
+    assert set(get_args(LayerScore)) == {*SLOW, "task_accuracy"}
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -124,3 +133,27 @@ def test_gradients_and_removal_look_on_at_the_same_pass(teacher: Teacher) -> Non
     )
     removal = score(teacher, WINDOWS, ImportanceRequest(layer_score="loss_increase"), batch_windows=2)
     torch.testing.assert_close(both.layers, removal.layers, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", [random_pairs(40), random_last_words(40)], ids=lambda task: task.kind)
+def test_a_drop_in_accuracy_is_that_of_a_model_without_the_block(teacher: Teacher, task: Task) -> None:
+    settings = ImportanceRequest(layer_score="task_accuracy", task="any", layer_choice="contiguous")
+    importance = score(teacher, WINDOWS, settings, batch_windows=2, task=task)
+    assert importance.layer_blocks is not None
+    whole = judge(teacher.model, task, batch_tokens=100).accuracy
+    for first in range(LAYERS):
+        for length in range(1, LAYERS + 1):
+            drop = math.inf
+            if first + length <= LAYERS:
+                with skipping(teacher, first, length):
+                    drop = whole - judge(teacher.model, task, batch_tokens=7).accuracy
+            assert float(importance.layer_blocks[first, length - 1]) == pytest.approx(drop, abs=1e-12)
+    assert len(set(importance.layer_blocks.flatten().tolist())) > LAYERS  # the layers differ
+
+
+def test_a_task_scores_layers_without_changing_the_scores_of_widths(teacher: Teacher) -> None:
+    settings = ImportanceRequest(layer_score="task_accuracy", task="any")
+    alone = score(teacher, WINDOWS, batch_windows=2)
+    beside = score(teacher, WINDOWS, settings, batch_windows=2, task=random_pairs(10))
+    for axis in ("hidden_channels", "neurons", "query_heads", "key_value_heads"):
+        assert torch.equal(alone.tensors[axis], beside.tensors[axis])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from search.counting import parameters
 from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
+from search.evaluation import EvaluationRequest, LatencyRequest
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
 from search.records import Measurement, RunResult, SearchRecord
@@ -24,6 +25,7 @@ from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
 from workers.compress.pipeline import Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
+from workers.compress.tasks import judge
 from workers.compress.teacher import check_finite
 
 TOTAL = REQUEST.distillation.tokens
@@ -152,6 +154,20 @@ def test_the_request_says_whether_heads_take_in_residuals(home: Home) -> None:
         selection = from_json(Selection, json.load(file))
     assert selection.residual_heads
     assert selection == select(bench.importance, halved, teacher=bench.teacher.architecture, head_residuals=True)
+
+
+def test_layers_are_scored_anew_when_the_task_has_changed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_task = ImportanceRequest(layer_score="task_accuracy", task="pairs.txt", task_items=2)
+    request = replace(REQUEST, importance=by_task)
+    file = home.data / "pairs.txt"
+    file.write_text("The cat are here .\nThe cat is here .\nTwo dogs was there .\nTwo dogs were there .\n")
+    first, times = stored_scores(home, request, monkeypatch)
+    assert times == 1
+    assert stored_scores(home, request, monkeypatch) == (first, 0)
+    file.write_text(file.read_text() + "A third pair is .\nA third pair is not read .\n")
+    assert stored_scores(home, request, monkeypatch) == (first, 0)
+    file.write_text(file.read_text().replace("cat", "bird"))
+    assert stored_scores(home, request, monkeypatch)[1] == 1
 
 
 def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:
@@ -308,3 +324,57 @@ def test_a_teacher_that_changed_under_the_search_is_refused(home: Home) -> None:
     make_teacher(home.models / "shifting", seed=1, rms_norm_eps=1e-4)
     with pytest.raises(UnusableTeacher, match=r"config\.json"):
         bench_of(home, ready)
+
+
+@pytest.fixture(scope="module")
+def judged(home: Home) -> SearchRecord:
+    """A prepared search that asks for everything that can be measured."""
+    (home.data / "pairs.txt").write_text("The cat are .\nThe cat is .\n" * 3)
+    (home.data / "words").mkdir()
+    (home.data / "words" / "all.jsonl").write_text('{"text": "One day a cat"}\n{"text": "One day a dog"}\n')
+    evaluation = EvaluationRequest(
+        tasks=("pairs.txt", "words"), latency=LatencyRequest(prompt_tokens=8, new_tokens=2, repeats=1)
+    )
+    return prepared(home, home.search(replace(REQUEST, evaluation=evaluation)))
+
+
+TASK_METRICS = {
+    "task/pairs_accuracy",
+    "task/pairs_stderr",
+    "task/words_accuracy",
+    "task/words_stderr",
+    "task/words_loss",
+}
+LATENCY_METRICS = {
+    f"latency/{metric}" for metric in ("prefill_tokens_per_s", "prefill_spread", "decode_tokens_per_s", "decode_spread")
+}
+
+
+def test_a_teacher_is_judged_on_tasks_and_timed(judged: SearchRecord) -> None:
+    assert judged.preparation is not None
+    metrics = judged.preparation.teacher_metrics
+    assert metrics.keys() == {"validation_loss", "test_loss"} | TASK_METRICS | LATENCY_METRICS
+
+
+def test_a_candidate_is_judged_on_tasks_before_and_after_and_timed_at_the_end(home: Home, judged: SearchRecord) -> None:
+    (home.data / "pairs.txt").unlink()  # the search has its own copy
+    bench, task = bench_of(home, judged), task_for(judged)
+    measured, result = run(bench, task)
+    extra = [{m.metric for m in rung if "/" in m.metric} for rung in measured]
+    assert extra == [TASK_METRICS, set(), TASK_METRICS | LATENCY_METRICS]
+    values = {m.metric: m.value for m in measured[-1]}
+    weights = load_file(home.artifacts.local_path(result.checkpoint_artifact))
+    selection = select(bench.importance, task.architecture, teacher=bench.teacher.architecture)
+    student = build_model(build_student(bench.teacher, task.architecture, selection).config.to_dict(), weights)
+    again = judge(student, bench.tasks.by_name["words"], batch_tokens=64)
+    assert again.num_items == 2
+    assert values["task/words_accuracy"] == again.accuracy
+    assert again.log_probability == pytest.approx(-values["task/words_loss"], rel=1e-5)
+
+
+def test_judging_a_candidate_changes_nothing_else_about_it(
+    home: Home, judged: SearchRecord, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    measured, result = run(bench_of(home, judged), task_for(judged))
+    assert [tuple(m for m in rung if "/" not in m.metric) for rung in measured] == outcome[0]
+    assert result.checkpoint_artifact == outcome[1].checkpoint_artifact

@@ -1,0 +1,72 @@
+"""`EvaluationRequest`: what is measured of teacher and candidates besides the loss. None of it changes the ranking."""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from search.schema import SCHEMA, require
+
+#: How long the name of a task may be: with what stands before and behind it, a metric has 64 characters.
+MAX_TASK_NAME = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRequest:
+    """A workload whose speed is measured: a prompt is read, then tokens are generated one by one."""
+
+    __pydantic_config__: ClassVar[Any] = SCHEMA
+
+    batch_size: int = 1
+    """Sequences at a time."""
+    prompt_tokens: int = 128
+    """Tokens of each prompt."""
+    new_tokens: int = 32
+    """Tokens generated after it."""
+    repeats: int = 5
+    """Runs that are timed, after one that is not; the median counts."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "prompt_tokens", "new_tokens", "repeats"):
+            value = getattr(self, name)
+            require(value >= 1, expected="at least 1", got=value, where=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """Measured of the teacher, and of every candidate before distillation and after it. Ranks follow from the loss."""
+
+    __pydantic_config__: ClassVar[Any] = SCHEMA
+
+    tasks: tuple[str, ...] = ()
+    """Minimal pairs (in the format of Zorro or BLiMP) or passages with a last word to predict (LAMBADA), each a file or
+    a directory, as a path below one of the server's data roots."""
+    task_items: int | None = 1_000
+    """Items of each task, at most, taken from its files in turn; null: all. The accuracy on 1,000 is known to about
+    1.6 points."""
+    latency: LatencyRequest | None = None
+    """A workload to time: candidates once they are distilled, in float32; the teacher in what it computes in. Null:
+    none. Candidates that share a machine slow each other down: time with `limits.max_parallel` at 1."""
+
+    def __post_init__(self) -> None:
+        if self.task_items is not None:
+            require(self.task_items >= 1, expected="at least 1", got=self.task_items, where="task_items")
+        names = [task_name(path) for path in self.tasks]
+        for name in names:
+            require(
+                0 < len(name) <= MAX_TASK_NAME,
+                expected=f"paths whose last part has at most {MAX_TASK_NAME} characters",
+                got=name,
+                where="tasks",
+            )
+        require(
+            len(set(names)) == len(names),
+            expected="paths whose last parts differ, as tasks are named by them",
+            got=list(self.tasks),
+            where="tasks",
+        )
+
+
+def task_name(path: str) -> str:
+    """What a task is called in metrics: the last part of its path, without the suffix of a task file."""
+    name = PurePosixPath(path).name
+    return name.removesuffix(".txt").removesuffix(".jsonl")

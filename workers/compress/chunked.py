@@ -21,8 +21,8 @@ from workers.compress.aggregates import accumulator_dtype
 from workers.compress.head import Head
 from workers.compress.losses import CLOSED_FORMS, TEACHER_LOSSES, Objective, num_labelled, summed_cross_entropy
 
-#: A chunk's work, where nothing else is said. On a CPU more gains nothing and a quarter of it costs up to a tenth
-#: (docs/LOG.md); elsewhere it is what leaves a real vocabulary below 2 GiB in all, see `chunked_loss`.
+#: A chunk's work, where nothing else is said. On a CPU as fast as any size that was tried (docs/LOG.md); elsewhere,
+#: not measured yet, it is what leaves a real vocabulary below 2 GiB in all: see `chunked_loss`.
 _MAX_BYTES = {"cpu": 256 * 2**20}
 _MAX_BYTES_ELSEWHERE = 768 * 2**20
 

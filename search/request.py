@@ -28,6 +28,9 @@ Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
 TeacherDtype = Literal["auto", "float32"]
+TeacherLoss = Literal["forward_kl", "reverse_kl", "jensen_shannon", "logit_mse", "logit_cosine", "taid"]
+HiddenState = Literal["block_output", "embedding_output"]
+HiddenDistance = Literal["cosine", "mse"]
 
 
 def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> None:

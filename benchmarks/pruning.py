@@ -55,9 +55,9 @@ ALLOWANCE_BYTES = 200 * MIB
 
 #: (num_hidden_layers, hidden_size, intermediate_size, query heads, KV heads) of 1x, 4x and 16x; bfloat16, untied.
 SHAPES: Mapping[str, tuple[int, int, int, int, int]] = {
-    "1x": (12, 1024, 3584, 16, 4),
-    "4x": (20, 1792, 6272, 28, 4),
-    "16x": (36, 2816, 9856, 44, 4),
+    "1x": (14, 1024, 3584, 16, 4),
+    "4x": (22, 1792, 6272, 28, 4),
+    "16x": (40, 2816, 9856, 44, 4),
 }
 VOCABULARY = 32_000
 

@@ -187,7 +187,7 @@ class DataRequest:
     """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
     sequence_length: int = 256
     """Tokens in a packed window."""
-    calibration_samples: int = 128
+    calibration_samples: int = 1_024
     """Windows that the importance pass reads."""
     validation_samples: int = 256
     """Held-out windows on which candidates are ranked."""
@@ -214,7 +214,7 @@ class ImportanceRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    score: WidthScore = "activation"
+    score: WidthScore = "contribution"
     """Of neurons, heads, KV groups and hidden channels. `activation`: how large its activation is. `contribution`: how
     much a neuron, head or group adds to the residual stream, after its output projection (hidden channels as in
     `activation`). Baselines: `taylor`: the first-order change of the loss when it is silenced, which takes gradients;
@@ -222,7 +222,7 @@ class ImportanceRequest:
     batch_aggregate: Aggregate = "l2"
     """How a score is aggregated over windows, after `sequence_aggregate`: the `mean` of its absolute value, its `l2`
     norm or its `variance`. Of `activation` and `contribution`."""
-    sequence_aggregate: Aggregate = "mean"
+    sequence_aggregate: Aggregate = "l2"
     """The same over the tokens of a window."""
     neurons: Literal["post_activation", "pre_activation"] = "post_activation"
     """Where an MLP neuron's activation is read: `post_activation` is what enters the MLP's last matrix, the gate
@@ -288,6 +288,9 @@ class DistillationRequest:
 
     tokens: int = 819_200
     """Tokens a candidate is trained on."""
+    max_epochs: int = 4
+    """How many times the training text may be gone over, at most, where it holds fewer tokens than `tokens`. Up to four
+    passes are nearly as good as new text (arXiv 2305.16264)."""
     batch_tokens: int = 2_048
     """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
     learning_rate: float = 1e-3
@@ -305,6 +308,7 @@ class DistillationRequest:
         for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
             _require(value > 0, expected="a number above 0", got=value, where=name)
+        _require(self.max_epochs >= 1, expected="at least 1", got=self.max_epochs, where="max_epochs")
         _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
         _require(
             0 <= self.final_learning_rate_ratio <= 1,
@@ -405,6 +409,17 @@ class SearchRequest:
 
     @property
     def tokens_needed(self) -> int:
-        """Tokens of text that the request consumes: calibration, validation, test and the brief run."""
+        """The fewest tokens of text that will do: calibration, validation, test and the brief run, that in
+        `distillation.max_epochs` passes."""
         windows = self.data.calibration_samples + self.data.validation_samples + self.data.test_samples
-        return windows * self.data.sequence_length + self.distillation.tokens
+        return (windows + self.fewest_train_windows) * self.data.sequence_length
+
+    @property
+    def train_windows(self) -> int:
+        """Windows that a candidate is trained on, repeated ones counted."""
+        return self.distillation.tokens // self.data.sequence_length
+
+    @property
+    def fewest_train_windows(self) -> int:
+        """How many of them must be different."""
+        return -(-self.train_windows // self.distillation.max_epochs)

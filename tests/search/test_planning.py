@@ -40,7 +40,7 @@ BODY: dict[str, Any] = {
         "validation_samples": 4,
         "test_samples": 2,
     },
-    "distillation": {"tokens": 64, "batch_tokens": 16},
+    "distillation": {"tokens": 64, "batch_tokens": 16, "max_epochs": 1},
     "strategy": {"max_candidates": 6, "rungs": [0.5, 1.0]},
 }
 TOKENS_NEEDED = 128

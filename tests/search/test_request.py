@@ -78,7 +78,8 @@ def test_the_smallest_submission_gets_defaults() -> None:
     request = from_json(SearchRequest, SMALLEST)
     assert request.strategy == StrategyRequest()
     assert request.distillation.steps == 400
-    assert request.tokens_needed == (128 + 256 + 128) * 256 + 819_200
+    assert request.train_windows * 256 == 819_200
+    assert request.tokens_needed == (1_024 + 256 + 128) * 256 + 819_200 // 4
 
 
 @pytest.mark.parametrize("where", [(), ("teacher",), ("budgets", 0), ("data",)])
@@ -185,11 +186,11 @@ def test_a_number_as_tolerance_is_the_band_below() -> None:
     assert BudgetRequest(ratio=0.5, tolerance=0.1).band == Tolerance(below=0.1, above=0.0)
 
 
-def test_importance_is_scored_as_in_the_paper_unless_asked_otherwise() -> None:
+def test_importance_is_scored_by_contribution_unless_asked_otherwise() -> None:
     assert ImportanceRequest() == ImportanceRequest(
-        score="activation",
+        score="contribution",
         batch_aggregate="l2",
-        sequence_aggregate="mean",
+        sequence_aggregate="l2",
         neurons="post_activation",
         layer_score="block_influence",
         layer_choice="free",
@@ -201,7 +202,7 @@ def test_importance_is_scored_as_in_the_paper_unless_asked_otherwise() -> None:
     ("score", "settings", "where"),
     [
         ("random", {"batch_aggregate": "mean"}, "batch_aggregate"),
-        ("taylor", {"sequence_aggregate": "l2"}, "sequence_aggregate"),
+        ("taylor", {"sequence_aggregate": "mean"}, "sequence_aggregate"),
         ("contribution", {"neurons": "pre_activation"}, "neurons"),
         ("activation", {"seed": 1}, "seed"),
     ],

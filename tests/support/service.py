@@ -26,7 +26,7 @@ BODY: dict[str, Any] = {
         "validation_samples": 4,
         "test_samples": 2,
     },
-    "distillation": {"tokens": 128, "batch_tokens": 64},
+    "distillation": {"tokens": 128, "batch_tokens": 64, "max_epochs": 1},
     "strategy": {"max_candidates": 4, "rungs": [0.5, 1.0]},
 }
 

@@ -26,6 +26,7 @@ from search.request import (
     BudgetRequest,
     DataRequest,
     DistillationRequest,
+    ImportanceRequest,
     SearchRequest,
     StrategyRequest,
     TeacherRequest,
@@ -55,7 +56,8 @@ def both(
     request = SearchRequest(
         teacher=TeacherRequest(model="stories260K"),
         budgets=(BudgetRequest(ratio=0.5),),
-        data=DataRequest(train="tinystories"),
+        data=DataRequest(train="tinystories", calibration_samples=128),
+        importance=ImportanceRequest(score="activation", sequence_aggregate="mean"),
         distillation=DistillationRequest(tokens=2048 * steps, warmup_steps=steps // 20),
         strategy=StrategyRequest(rungs=(1.0,)),
     )

@@ -97,7 +97,8 @@ def load_tokenizer(teacher: Path) -> PreTrainedTokenizerBase:
 def pack(
     files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, request: SearchRequest, *, vocab_size: int
 ) -> Tokens:
-    """The four splits, with exactly as many windows as the request asks for.
+    """The four splits, with exactly as many windows as the request asks for; of training windows, if the text holds
+    fewer, all that there are.
 
     Args:
         files: .txt and .jsonl.
@@ -107,12 +108,14 @@ def pack(
 
     Raises:
         InvalidRequest: a file is not UTF-8, or a line of JSONL has no such field.
-        InsufficientText: fewer tokens than asked; says how many there are.
+        InsufficientText: fewer tokens than `SearchRequest.tokens_needed`; says how many there are.
         UnusableTeacher: the tokenizer knows tokens that the model does not.
     """
     documents = tokenise(_in_hash_order(read_documents(files, request.data)), tokenizer)
     packer = _Packer(documents, request)
-    tokens = Tokens(**{split: packer.take(windows) for split, windows in _windows(request).items()})
+    held_out = {split: packer.take(windows, at_least=windows) for split, windows in _windows(request).items()}
+    train = packer.take(request.train_windows, at_least=request.fewest_train_windows)
+    tokens = Tokens(**held_out, train=train)
     require_known(max(int(windows.max()) for windows in tokens.tensors.values()), vocab_size=vocab_size)
     return tokens
 
@@ -137,13 +140,17 @@ def _windows(request: SearchRequest) -> dict[str, int]:
         "validation": data.validation_samples,
         "test": data.test_samples,
         "calibration": data.calibration_samples,
-        "train": request.distillation.tokens // data.sequence_length,
     }
 
 
-def training_order(num_windows: int, *, seed: int) -> Tensor:
-    """The order in which the training windows are seen: a permutation that follows from the seed alone."""
-    return torch.randperm(num_windows, generator=torch.Generator().manual_seed(seed))
+def training_order(num_windows: int, *, total: int, seed: int) -> Tensor:
+    """The order in which the training windows are seen, `total` in all: (total,).
+
+    One permutation after the other, each of all windows; they follow from the seed alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    epochs = [torch.randperm(num_windows, generator=generator) for _ in range(-(-total // num_windows))]
+    return torch.cat(epochs)[:total]
 
 
 def read_documents(files: Sequence[Path], request: DataRequest) -> Iterator[str]:
@@ -236,18 +243,22 @@ class _Packer:
         self.needed = request.tokens_needed
         self.seen = 0
 
-    def take(self, windows: int) -> Tensor:
-        """(windows, T), from documents that no other split sees."""
+    def take(self, windows: int, *, at_least: int) -> Tensor:
+        """(windows, T), from documents that no other split sees; where they run out, as many windows as there are.
+
+        Raises:
+            InsufficientText: they are fewer than `at_least`.
+        """
         wanted = windows * self.sequence_length
         tokens = array("i")
-        while len(tokens) < wanted:
-            document = next(self.documents, None)
-            if document is None:
-                raise self._insufficient()
+        while len(tokens) < wanted and (document := next(self.documents, None)) is not None:
             tokens.extend(document)
             self.seen += len(document)
-        self.needed += len(tokens) - wanted  # the rest of the last document is no other split's
-        return torch.tensor(tokens[:wanted], dtype=torch.int32).view(windows, self.sequence_length)
+        found = min(windows, len(tokens) // self.sequence_length)
+        if found < at_least:
+            raise self._insufficient()
+        self.needed += max(0, len(tokens) - wanted)  # the rest of the last document is no other split's
+        return torch.tensor(tokens[: found * self.sequence_length], dtype=torch.int32).view(found, -1)
 
     def _insufficient(self) -> InsufficientText:
         return InsufficientText(

@@ -61,7 +61,7 @@ def distill(
     Args:
         student: in float32; all of its parameters are trained.
         teacher: on the same device; not changed.
-        windows: (W, T) tokens, at least as many as the request trains on; each is seen once.
+        windows: (W, T) tokens; each is seen once before any is seen again.
         request: the schedule.
         rungs: optimiser steps after which to pause, ascending.
         seed: permutes the windows: all candidates of a search see the same batches.
@@ -71,7 +71,7 @@ def distill(
     """
     optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
     batch_windows = request.batch_tokens // windows.shape[1]
-    order = training_order(len(windows), seed=seed)
+    order = training_order(len(windows), total=request.steps * batch_windows, seed=seed)
     losses: list[float] = []
     for step, chosen in zip(range(rungs[-1]), order.split(batch_windows), strict=False):
         for group in optimizer.param_groups:

@@ -31,7 +31,7 @@ REQUEST = SearchRequest(
     teacher=TeacherRequest(model="any"),
     budgets=(BudgetRequest(ratio=0.5),),
     data=DATA,
-    distillation=DistillationRequest(tokens=32 * 40, batch_tokens=64),
+    distillation=DistillationRequest(tokens=32 * 40, batch_tokens=64, max_epochs=1),
 )
 BOS = 0
 
@@ -148,7 +148,7 @@ def test_what_splits_lose_at_their_ends_is_counted_as_needed(
     request = replace(
         REQUEST,
         data=replace(DATA, sequence_length=4, calibration_samples=1, validation_samples=1, test_samples=1),
-        distillation=DistillationRequest(tokens=400, batch_tokens=4),
+        distillation=DistillationRequest(tokens=400, batch_tokens=4, max_epochs=1),
     )
     (tmp_path / "threes.txt").write_text(SEPARATOR.join(three_tokens))
     with pytest.raises(InsufficientText) as caught:
@@ -164,13 +164,27 @@ def test_as_many_tokens_as_are_said_to_be_needed_are_enough(tmp_path: Path, toke
     request = replace(
         REQUEST,
         data=replace(DATA, sequence_length=2, calibration_samples=1, validation_samples=1, test_samples=1),
-        distillation=DistillationRequest(tokens=2 * (len(single) - 3), batch_tokens=2),
+        distillation=DistillationRequest(tokens=2 * (len(single) - 3), batch_tokens=2, max_epochs=1),
     )
     (tmp_path / "exact.txt").write_text(SEPARATOR.join(single))
     assert packed([tmp_path / "exact.txt"], tokenizer, request).train.shape == (len(single) - 3, 2)
     (tmp_path / "short.txt").write_text(SEPARATOR.join(single[1:]))
     with pytest.raises(InsufficientText):
         packed([tmp_path / "short.txt"], tokenizer, request)
+
+
+def test_text_that_is_gone_over_again_may_be_so_many_times_shorter(
+    stories: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    all_there_is = DistillationRequest(tokens=32 * 320, batch_tokens=32, max_epochs=8)
+    whole = packed([stories], tokenizer, replace(REQUEST, distillation=all_there_is))
+    held = len(whole.train)
+    assert 40 < held < 320
+    twice = DistillationRequest(tokens=32 * 2 * held, batch_tokens=32, max_epochs=2)
+    assert torch.equal(packed([stories], tokenizer, replace(REQUEST, distillation=twice)).train, whole.train)
+    more = replace(twice, tokens=32 * (2 * held + 1))
+    with pytest.raises(InsufficientText):
+        packed([stories], tokenizer, replace(REQUEST, distillation=more))
 
 
 def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
@@ -257,10 +271,18 @@ def test_a_cut_is_at_a_paragraph_else_a_line_else_a_word_else_anywhere() -> None
 
 
 def test_the_seed_permutes_the_training_windows() -> None:
-    one = training_order(100, seed=0)
-    assert torch.equal(one, training_order(100, seed=0))
-    assert not torch.equal(one, training_order(100, seed=1))
+    one = training_order(100, total=100, seed=0)
+    assert torch.equal(one, training_order(100, total=100, seed=0))
+    assert not torch.equal(one, training_order(100, total=100, seed=1))
     assert sorted(one.tolist()) == list(range(100))
+
+
+def test_every_window_is_seen_before_any_is_seen_again() -> None:
+    epochs = training_order(7, total=17, seed=3)
+    assert sorted(epochs[:7].tolist()) == sorted(epochs[7:14].tolist()) == list(range(7))
+    assert epochs[:7].tolist() != epochs[7:14].tolist()
+    assert len(epochs) == 17
+    assert torch.equal(epochs[:7], training_order(7, total=7, seed=3))
 
 
 def test_the_splits_are_those_of_the_tokens() -> None:
@@ -271,7 +293,8 @@ def test_the_splits_are_those_of_the_tokens() -> None:
 def test_real_stories_are_packed_the_same_everywhere(data_dir: Path) -> None:
     """Golden digest: the split decides every number of a search, so it must not change unnoticed."""
     tokenizer = load_tokenizer(data_dir / "models" / "stories260K")
-    request = replace(REQUEST, data=DataRequest(train="tinystories"), distillation=DistillationRequest())
+    data = DataRequest(train="tinystories", calibration_samples=128)
+    request = replace(REQUEST, data=data, distillation=DistillationRequest())
     files = sorted((data_dir / "corpora" / "tinystories").glob("*.txt"))
     tokens = pack(files, tokenizer, request, vocab_size=512)
     assert tokens.digest == "b4ca113422f22c2d1837cebc9d2ec18d8d79d977ff768452ffcc13fa2c1eab73"

@@ -32,6 +32,7 @@ from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import score
 from workers.compress.pipeline import build_student, windows_per_batch
 from workers.compress.slicing import select
+from workers.compress.targets import LiveTargets
 from workers.compress.teacher import Teacher, load_teacher
 from workers.demo import TeacherSettings, make_teacher
 
@@ -150,7 +151,8 @@ def losses(
     """Before and after distillation, on the validation windows."""
     batch, steps = windows_per_batch(wanted), wanted.distillation.steps
     before = held_out_loss(student, tokens.validation, batch_windows=batch)
-    for _ in distill(student, teacher.model, tokens.train, wanted.distillation, rungs=(steps,), seed=seed):
+    targets = LiveTargets(teacher.model, tokens.train)
+    for _ in distill(student, targets, tokens.train, wanted.distillation, rungs=(steps,), seed=seed):
         pass
     return before, held_out_loss(student, tokens.validation, batch_windows=batch)
 

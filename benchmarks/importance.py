@@ -37,6 +37,7 @@ from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import Importance, score
 from workers.compress.pipeline import build_student, windows_per_batch
 from workers.compress.slicing import select
+from workers.compress.targets import LiveTargets
 from workers.compress.teacher import Teacher, load_teacher
 from workers.demo import TeacherSettings, make_teacher
 
@@ -141,9 +142,8 @@ def student(
     model = build_student(teacher, architecture, select(importance, architecture, teacher=teacher.architecture))
     batch = windows_per_batch(wanted)
     before = held_out_loss(model, tokens.validation, batch_windows=batch)
-    for _ in distill(
-        model, teacher.model, tokens.train, wanted.distillation, rungs=(wanted.distillation.steps,), seed=seed
-    ):
+    targets, steps = LiveTargets(teacher.model, tokens.train), wanted.distillation.steps
+    for _ in distill(model, targets, tokens.train, wanted.distillation, rungs=(steps,), seed=seed):
         pass
     after = held_out_loss(model, tokens.validation, batch_windows=batch)
     print(f"{name} {shape} seed {seed}: {before:.4f} -> {after:.4f}", file=sys.stderr, flush=True)

@@ -46,6 +46,7 @@ from workers.compress.distill import distill
 from workers.compress.importance import score
 from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
+from workers.compress.targets import LiveTargets
 from workers.compress.teacher import load_teacher
 from workers.families import FAMILIES
 
@@ -299,7 +300,7 @@ def measure_building(data_dir: Path, *, steps: int = 20, repeats: int = 5) -> Js
         model = build_student(teacher, student, select(importance, student, teacher=teacher.architecture))
         builds.append(time.perf_counter() - began)
     short = replace(settings, tokens=2 * steps * settings.batch_tokens)
-    run = distill(model, teacher.model, windows, short, rungs=[steps, 2 * steps], seed=0)
+    run = distill(model, LiveTargets(teacher.model, windows), windows, short, rungs=[steps, 2 * steps], seed=0)
     next(run)
     began = time.perf_counter()
     next(run)

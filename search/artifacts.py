@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -92,6 +93,10 @@ class FsspecArtifactStore(ArtifactStore):
             if self._remote:
                 self._remote.delete(digest)
 
+    def free_bytes(self) -> int:
+        """Of the file system of the folder, or of the cache."""
+        return self._folder.free_bytes()
+
     def remember(self, key: str, digest: str) -> None:
         """Note what the key stands for."""
         name, content = _key_name(key), digest.encode()
@@ -119,6 +124,10 @@ class _Folder:
 
     def path(self, digest: str) -> Path:
         return self._root / _name(digest)
+
+    def free_bytes(self) -> int:
+        self._root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._root).free
 
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()

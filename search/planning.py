@@ -230,11 +230,17 @@ class CostEstimate:
     calibration_tokens: int
     """Tokens of the importance pass, once a search."""
     flops: float
-    """Distillation: three forward passes of the student (backward counts as two) and one of the teacher for every
-    token, about 6 N_S + 2 N_T for N_S and N_T parameters. Evaluation: one of each; on tasks, two of the student and
-    once a search one of the teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
+    """Distillation: three forward passes of the student (backward counts as two) and the teacher's LM head for every
+    token, about 6 N_S + 2 N_head; evaluation: one of the student and that head. The teacher's layers, 2 N_T with the
+    head, once a search for every token of text; with `distillation.targets` at `live`, or where there is no space to
+    keep what comes out, they run beside every candidate. On tasks, two of the student and once a search one of the
+    teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
     removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
     text. Tasks are taken for as many tokens as they have bytes."""
+    target_bytes: int
+    """What is kept of the teacher's outputs, at four bytes a value; a teacher in bfloat16 takes half of it."""
+    targets_pay_from: int
+    """From so many candidates on, keeping them costs fewer FLOPs than running the teacher beside each one."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -291,19 +297,23 @@ def _preview_budget(request: SearchRequest, feasible: FeasibleSet) -> BudgetPrev
 
 
 def estimate_cost(planned: Plan) -> CostEstimate:
-    """The cost of a plan with the teacher run on line for every candidate; see `CostEstimate` for what counts."""
-    request = planned.new_search.request
-    data = request.data
-    teacher_flops = flops_per_token(planned.new_search.teacher.architecture, sequence_length=data.sequence_length)
+    """The cost of a plan; see `CostEstimate` for what counts."""
+    request, teacher = planned.new_search.request, planned.new_search.teacher.architecture
+    data, is_kept = request.data, request.distillation.targets == "auto"
+    teacher_flops = flops_per_token(teacher, sequence_length=data.sequence_length)
+    head_flops = 2 * teacher.vocab_size * teacher.hidden_size
+    target_flops = head_flops if is_kept else teacher_flops
+    taught_tokens = (request.train_windows + data.validation_samples + data.test_samples) * data.sequence_length
     # before distillation, at every rung, and the test split once
     heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
-    flops = teacher_flops * (_scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes)
+    once = _scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes + is_kept * taught_tokens
+    flops = teacher_flops * once
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
-        distillation = request.distillation.tokens * (3 * student_flops + teacher_flops)
-        evaluation = heldout_tokens * (student_flops + teacher_flops) + 2 * planned.evaluation_bytes * student_flops
+        distillation = request.distillation.tokens * (3 * student_flops + target_flops)
+        evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         flops += _num_candidates(request, feasible) * (distillation + evaluation)
     num_candidates = planned.new_search.planned
     return CostEstimate(
@@ -312,6 +322,8 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         evaluation_tokens=num_candidates * heldout_tokens,
         calibration_tokens=calibration_tokens,
         flops=flops,
+        target_bytes=is_kept * 4 * taught_tokens * teacher.hidden_size,
+        targets_pay_from=int(teacher_flops // (teacher_flops - head_flops)) + 1,
         gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
         assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
     )

@@ -205,6 +205,10 @@ class ArtifactStore(ABC):
         """Remove it; nothing happens where it does not exist."""
 
     @abstractmethod
+    def free_bytes(self) -> int:
+        """Bytes that can still be written on this machine: to the store, or to the cache of one that is elsewhere."""
+
+    @abstractmethod
     def remember(self, key: str, digest: str) -> None:
         """Note that `key`, 64 lower-case hex digits too, stands for this content; what it stood for is forgotten.
 

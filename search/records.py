@@ -99,6 +99,7 @@ class Measurement:
 
     * ``{split}_loss``: cross-entropy on the text, nats a token. Candidates are ranked by ``validation_loss``.
     * ``{split}_kl``: KL(teacher || student), nats a token.
+    * ``{split}_agreement``: share of tokens on which teacher and student find the same next token most likely.
     * ``train_kl``: the mean training loss since the previous rung, nats a token.
     * ``task/{name}_accuracy`` and ``task/{name}_stderr``, its standard error: the share of a task's items that are
       right. Where last words are predicted also ``task/{name}_loss``, nats a word.
@@ -143,6 +144,9 @@ class Preparation:
     environment: Mapping[str, str]
     #: Artifact (JSON): the tasks of ``evaluation.tasks`` in tokens, by name; None where there are none.
     tasks_artifact: str | None = None
+    #: Artifacts: the teacher's final norm's output on the windows of each split, in their order (safetensors). None:
+    #: the teacher runs beside every candidate.
+    target_artifacts: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,6 +291,9 @@ class DistillationRequest:
     max_epochs: int = 4
     """How many times the training text may be gone over, at most, where it holds fewer tokens than `tokens`. Up to four
     passes are nearly as good as new text (arXiv 2305.16264)."""
+    targets: Literal["auto", "live"] = "auto"
+    """`auto`: the teacher runs over the text once, and what comes out is kept for all candidates, where it takes no
+    more than half of the space that is left; else, and with `live`, it runs beside every candidate."""
     batch_tokens: int = 2_048
     """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
     learning_rate: float = 1e-3

@@ -215,6 +215,12 @@ def _compared(metric: str, student: Json, teacher: Json) -> str:
     return f"{number(student.get(metric))} nats/token (teacher {number(teacher.get(metric))})"
 
 
+def _kept_targets(cost: Json) -> str:
+    if not cost["target_bytes"]:
+        return "none: the teacher runs beside every candidate"
+    return f"{quantity(cost['target_bytes'])} bytes at most; pays from {cost['targets_pay_from']} candidates on"
+
+
 def show_preview(preview: Json, out: Console) -> None:
     """What a submission would search and cost."""
     teacher, cost = preview["teacher"], preview["cost"]
@@ -227,6 +233,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 ("candidates", f"at most {cost['num_candidates']}"),
                 ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),
                 ("compute", f"{quantity(cost['flops'])} FLOPs"),
+                ("kept targets", _kept_targets(cost)),
                 (
                     "GPU time",
                     f"{_hours(cost['gpu_hours'])} at {quantity(cost['assumed_flops_per_second'])} FLOP/s "

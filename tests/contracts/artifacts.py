@@ -31,6 +31,9 @@ class ArtifactStoreContract:
         with store.open(DIGEST) as file:
             assert file.read() == CONTENT
 
+    def test_there_is_space_left(self, store: ArtifactStore) -> None:
+        assert store.free_bytes() > 0
+
     def test_size_is_in_bytes(self, store: ArtifactStore) -> None:
         assert store.size(store.put_bytes(CONTENT)) == len(CONTENT)
         assert store.size(store.put_bytes(b"")) == 0

@@ -517,6 +517,14 @@ class EndingASearch:
         store.finish_search(lease, JobState.COMPLETED)
         assert digest("tasks") in store.delete_search(lease.subject_id)
 
+    def test_what_is_kept_of_the_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
+        lease = running_search(store)
+        kept = {"train": (digest("first"), digest("second")), "validation": (digest("third"),)}
+        store.save_preparation(lease, replace(preparation(), target_artifacts=kept))
+        assert store.get_search(lease.subject_id).preparation == replace(preparation(), target_artifacts=kept)
+        store.finish_search(lease, JobState.COMPLETED)
+        assert {digest("first"), digest("second"), digest("third")} <= set(store.delete_search(lease.subject_id))
+
     def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
         scores = digest("shared scores")
         leases = [running_search(store) for _ in range(3)]

@@ -61,7 +61,7 @@ def serve_api(home: Path, *, port: int | None = None, **settings: Any) -> Iterat
     """Serve a model named ``tiny`` and a text named ``text`` until the block ends."""
     write_model(home / "models" / "tiny")
     (home / "data" / "text").mkdir(parents=True, exist_ok=True)
-    (home / "data" / "text" / "all.txt").write_text("Once upon a time. " * 1000)
+    (home / "data" / "text" / "all.txt").write_text("Once upon a time. " * 2000)
     configured = ServiceSettings(
         home=home,
         port=port or free_port(),

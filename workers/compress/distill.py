@@ -1,6 +1,6 @@
 """Brief distillation: the student learns the teacher's next-token distribution on text (arXiv 2407.14679, section 3).
 
-The teacher runs on line, once a batch; forward KL is the only loss; AdamW, linear warm-up, cosine. The learning rate
+The teacher's part is read from `Targets`; forward KL is the only loss; AdamW, linear warm-up, cosine. The learning rate
 at a step does not depend on where the run is measured or ended.
 """
 
@@ -15,8 +15,11 @@ from transformers import PreTrainedModel
 
 from search.errors import CandidateFailed
 from search.request import DistillationRequest
+from workers.compress.chunked import chunked_loss
 from workers.compress.data import training_order
-from workers.compress.losses import forward_kl
+from workers.compress.head import head_of
+from workers.compress.losses import Objective
+from workers.compress.targets import Targets, hidden_states
 
 _BETAS = (0.9, 0.95)
 
@@ -49,7 +52,7 @@ def learning_rate(step: int, request: DistillationRequest) -> float:
 
 def distill(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    targets: Targets,
     windows: Tensor,
     request: DistillationRequest,
     *,
@@ -60,7 +63,7 @@ def distill(
 
     Args:
         student: in float32; all of its parameters are trained.
-        teacher: on the same device; not changed.
+        targets: the teacher's, of these windows.
         windows: (W, T) tokens; each is seen once before any is seen again.
         request: the schedule.
         rungs: optimiser steps after which to pause, ascending.
@@ -76,8 +79,7 @@ def distill(
     for step, chosen in zip(range(rungs[-1]), order.split(batch_windows), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, request)
-        batch = windows[chosen].to(student.device)
-        losses.append(_train_step(student, teacher, batch, optimizer, request, step=step))
+        losses.append(_train_step(student, targets, windows[chosen], chosen, optimizer, request, step=step))
         if step + 1 in rungs:
             yield Rung(tokens=(step + 1) * request.batch_tokens, train_kl=sum(losses) / len(losses))
             losses.clear()
@@ -85,17 +87,18 @@ def distill(
 
 def _train_step(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    targets: Targets,
     batch_BT: Tensor,
+    numbers_B: Tensor,
     optimizer: torch.optim.Optimizer,
     request: DistillationRequest,
     *,
     step: int,
 ) -> float:
-    with torch.no_grad():
-        target = teacher(input_ids=batch_BT, use_cache=False).logits
-    logits = student(input_ids=batch_BT, use_cache=False).logits
-    loss = forward_kl(logits, target, temperature=request.temperature)
+    target_BTK = targets.hidden(numbers_B)
+    hidden_BTH = hidden_states(student, batch_BT)
+    objective = Objective(temperature=request.temperature)
+    loss = chunked_loss(hidden_BTH, head_of(student), target_BTK, targets.head, objective)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradient_norm = clip_grad_norm_(student.parameters(), request.max_grad_norm)

@@ -33,19 +33,25 @@ from search.request import SearchRequest
 from search.selection import Selection
 from search.serialization import canonical_json, to_json
 from search.sources import resolve_teacher, resolve_text
+from workers.compress import targets
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
+from workers.compress.head import head_of
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
+from workers.compress.targets import KeptTargets, LiveTargets, Targets
 from workers.compress.tasks import Task, Tasks, judge_all, load_layer_task, load_stored_tasks, load_tasks
 from workers.compress.teacher import Teacher, check_finite, load_teacher
 
 Split = Literal["validation", "test"]
+
+#: Splits on which students meet the teacher.
+TAUGHT = ("train", "validation", "test")
 
 
 def prepare(
@@ -78,6 +84,8 @@ def prepare(
         } | judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     tokens_artifact = store_tensors(tokens.tensors, artifacts)
+    with clock("run_teacher"):
+        target_artifacts = _keep_targets(teacher, identity.digest, tokens, request, artifacts)
     with clock("score_importance"):  # last, so that what was found is referred to soon
         importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
     return Preparation(
@@ -90,6 +98,7 @@ def prepare(
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
         environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
+        target_artifacts=target_artifacts,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
 
@@ -127,6 +136,19 @@ def _scores(
     return found
 
 
+def _keep_targets(
+    teacher: Teacher, teacher_digest: str, tokens: Tokens, request: SearchRequest, artifacts: ArtifactStore
+) -> Mapping[str, tuple[str, ...]] | None:
+    """The teacher's outputs on what students see, as artifacts by split; None where it is to run beside them."""
+    splits = {split: tokens.tensors[split] for split in TAUGHT}
+    needed = sum(targets.num_bytes(windows, teacher.model) for windows in splits.values())
+    if request.distillation.targets == "live" or not targets.fits(needed, artifacts):
+        return None
+    identity = {"teacher": teacher_digest, "environment": environment(str(teacher.model.device))}
+    shared: dict[str, Any] = {"batch_windows": windows_per_batch(request), "identity": identity}
+    return {split: targets.keep(teacher.model, windows, artifacts, **shared) for split, windows in splits.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workbench:
     """What all candidates of a search share on one worker. Read-only."""
@@ -134,6 +156,8 @@ class Workbench:
     teacher: Teacher
     tokens: Tokens
     importance: Importance
+    #: By split: what the teacher makes of the windows that students are trained and judged on.
+    targets: Mapping[str, Targets]
     tasks: Tasks
     artifacts: ArtifactStore
     device: str
@@ -152,14 +176,24 @@ class Workbench:
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         if identity.digest != preparation.teacher_digest:
             raise _changed(preparation.teacher_digest, identity.digest)
+        tokens = Tokens.load(artifacts.local_path(preparation.tokens_artifact))
         return cls(
             teacher=teacher,
-            tokens=Tokens.load(artifacts.local_path(preparation.tokens_artifact)),
+            tokens=tokens,
+            targets={split: _targets(split, preparation, teacher, tokens, artifacts) for split in TAUGHT},
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
             tasks=load_stored_tasks(preparation.tasks_artifact, artifacts),
             artifacts=artifacts,
             device=device,
         )
+
+
+def _targets(
+    split: str, preparation: Preparation, teacher: Teacher, tokens: Tokens, artifacts: ArtifactStore
+) -> Targets:
+    if preparation.target_artifacts is None:
+        return LiveTargets(teacher.model, tokens.tensors[split])
+    return KeptTargets.load(preparation.target_artifacts[split], head_of(teacher.model), artifacts)
 
 
 def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
@@ -190,7 +224,8 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
     yield before
 
     rungs = rung_steps(request.strategy.rungs, steps=request.distillation.steps)
-    run = distill(student, teacher.model, bench.tokens.train, request.distillation, rungs=rungs, seed=task.seed)
+    taught, windows = bench.targets["train"], bench.tokens.train
+    run = distill(student, taught, windows, request.distillation, rungs=rungs, seed=task.seed)
     for _ in rungs:
         with clock("distill"):
             rung = next(run)
@@ -276,12 +311,13 @@ def _measure(
 ) -> tuple[Measurement, ...]:
     windows: Tensor = getattr(bench.tokens, split)
     batch_windows = windows_per_batch(task.search.request)
-    result = held_out(student, bench.teacher.model, windows, batch_windows=batch_windows)
+    result = held_out(student, bench.targets[split], windows, batch_windows=batch_windows)
     if not (math.isfinite(result.loss) and math.isfinite(result.kl)):
         raise CandidateFailed(f"the {split} loss after {tokens} tokens is {result.loss}, its KL {result.kl}")
     return (
         Measurement(tokens=tokens, metric=f"{split}_loss", value=result.loss),
         Measurement(tokens=tokens, metric=f"{split}_kl", value=result.kl),
+        Measurement(tokens=tokens, metric=f"{split}_agreement", value=result.agreement),
     )
 
 

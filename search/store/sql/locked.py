@@ -1,5 +1,6 @@
 """`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -106,15 +107,16 @@ class LockedSearch:
 
     # --- artifacts
 
-    def refer(self, **digest_by_kind: str) -> None:
+    def refer(self, **digests_by_kind: Sequence[str]) -> None:
         """Note that the search refers to files of the artifact store."""
         known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id)
         stored = set(self.connection.scalars(known))
-        for kind, digest in digest_by_kind.items():
-            if digest not in stored:
-                stored.add(digest)
-                row = {"search_id": self.id, "digest": digest, "kind": kind}
-                self.connection.execute(insert(artifacts).values(row))
+        for kind, digests in digests_by_kind.items():
+            for digest in digests:
+                if digest not in stored:
+                    stored.add(digest)
+                    row = {"search_id": self.id, "digest": digest, "kind": kind}
+                    self.connection.execute(insert(artifacts).values(row))
 
 
 def lock_search(connection: Connection, search_id: str, clock: Clock) -> LockedSearch:

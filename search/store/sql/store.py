@@ -271,7 +271,7 @@ class SqlStore(Store):
         with self._leased(lease) as search:
             search.move_job(lease.job_id, "export", state, artifact=artifact, error=error)
             if artifact:
-                search.refer(export=artifact)
+                search.refer(export=[artifact])
             _append_job(search, lease, state.value, **({"error": error} if error else {}))
 
     # --- the driver's side: candidates
@@ -283,10 +283,11 @@ class SqlStore(Store):
             if written.rowcount == 0:
                 return  # the first write wins
             search.refer(
-                teacher=preparation.teacher_digest,
-                tokens=preparation.tokens_artifact,
-                importance=preparation.importance_artifact,
-                **({"tasks": preparation.tasks_artifact} if preparation.tasks_artifact else {}),
+                teacher=[preparation.teacher_digest],
+                tokens=[preparation.tokens_artifact],
+                importance=[preparation.importance_artifact],
+                tasks=[preparation.tasks_artifact] if preparation.tasks_artifact else [],
+                targets=[digest for kept in (preparation.target_artifacts or {}).values() for digest in kept],
             )
             search.append(
                 "search.prepared",
@@ -346,7 +347,7 @@ class SqlStore(Store):
         with self._leased(lease) as search:
             candidate = search.run(run_id)
             search.move_run(candidate, RunState.COMPLETED, result=result)
-            search.refer(selection=result.selection_artifact, checkpoint=result.checkpoint_artifact)
+            search.refer(selection=[result.selection_artifact], checkpoint=[result.checkpoint_artifact])
             loss = queries.get_candidate(search.connection, candidate.id).loss
             search.append_candidate("candidate.completed", candidate, loss=loss, progress=search.progress())
 

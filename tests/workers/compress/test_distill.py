@@ -15,6 +15,7 @@ from tests.support.llamas import random_llama, some_tokens
 from workers.compress.distill import Rung, distill, learning_rate, rung_steps
 from workers.compress.evaluate import held_out
 from workers.compress.losses import forward_kl
+from workers.compress.targets import LiveTargets
 
 REQUEST = DistillationRequest(tokens=16 * 40, batch_tokens=16 * 2, learning_rate=3e-3, warmup_steps=2)
 WINDOWS = some_tokens(batch=40, length=16).int()
@@ -37,7 +38,7 @@ def run(
     rungs: tuple[int, ...] = (20,),
     seed: int = 0,
 ) -> list[Rung]:
-    return list(distill(student, teacher, WINDOWS, request, rungs=rungs, seed=seed))
+    return list(distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, request, rungs=rungs, seed=seed))
 
 
 def weights(model: PreTrainedModel) -> list[Tensor]:
@@ -50,10 +51,10 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def test_the_student_comes_nearer_to_the_teacher(teacher: PreTrainedModel) -> None:
     student = new_student()
-    before = held_out(student, teacher, WINDOWS, batch_windows=8).kl
+    before = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl
     rungs = run(student, teacher, rungs=(10, 20))
     assert rungs[1].train_kl < rungs[0].train_kl < before
-    assert held_out(student, teacher, WINDOWS, batch_windows=8).kl < 0.8 * before
+    assert held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl < 0.8 * before
 
 
 def test_a_run_pauses_at_its_rungs_and_ends_with_the_last(teacher: PreTrainedModel) -> None:
@@ -135,7 +136,7 @@ def test_the_temperature_is_that_of_the_loss(teacher: PreTrainedModel) -> None:
 
 def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:
     student = new_student()
-    run_ = distill(student, teacher, WINDOWS, REQUEST, rungs=(3, 20), seed=0)
+    run_ = distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, REQUEST, rungs=(3, 20), seed=0)
     next(run_)
     with torch.no_grad():
         next(student.parameters()).fill_(float("inf"))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.support.llamas import logits_of, random_llama, some_tokens
 from workers.compress.evaluate import held_out, held_out_loss
+from workers.compress.targets import LiveTargets
 
 WINDOWS = some_tokens(batch=5, length=9).int()
 
@@ -33,14 +34,16 @@ def test_the_divergence_is_the_mean_over_the_same_positions(batch_windows: int) 
     student, teacher = random_llama(seed=1).model, random_llama(seed=0).model
     log_q, log_p = (torch.log_softmax(logits_of(model, WINDOWS)[:, :-1], -1) for model in (student, teacher))
     expected = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    both = held_out(student, teacher, WINDOWS, batch_windows=batch_windows)
+    both = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=batch_windows)
     assert both.kl == pytest.approx(expected, rel=1e-10)
     assert both.loss == pytest.approx(held_out_loss(student, WINDOWS, batch_windows=5), rel=1e-12)
+    best = [logits_of(model, WINDOWS)[:, :-1].argmax(-1) for model in (student, teacher)]
+    assert both.agreement == float((best[0] == best[1]).double().mean())
 
 
 def test_the_teacher_does_not_diverge_from_itself() -> None:
     teacher = random_llama().model
-    assert held_out(teacher, teacher, WINDOWS, batch_windows=2).kl == 0
+    assert held_out(teacher, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=2).kl == 0
 
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from search.counting import parameters
 from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
@@ -19,12 +20,13 @@ from search.selection import Selection
 from search.serialization import from_json
 from tests.support.homes import REQUEST, Home, task_for, with_learning_rate
 from tests.support.teachers import make_teacher
-from workers.compress import pipeline
+from workers.compress import pipeline, targets
 from workers.compress.evaluate import held_out
 from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
 from workers.compress.pipeline import Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
+from workers.compress.targets import Targets
 from workers.compress.tasks import judge
 from workers.compress.teacher import check_finite
 
@@ -79,7 +81,8 @@ def test_a_preparation_tells_what_was_read_and_how_good_the_teacher_is(home: Hom
     assert preparation.train_tokens == TOTAL
     assert preparation.teacher_metrics.keys() == {"validation_loss", "test_loss"}
     assert all(math.isfinite(loss) for loss in preparation.teacher_metrics.values())
-    assert preparation.seconds.keys() == {"load_teacher", "pack_text", "judge_teacher", "score_importance"}
+    steps = {"load_teacher", "pack_text", "judge_teacher", "run_teacher", "score_importance"}
+    assert preparation.seconds.keys() == steps
     assert preparation.environment["threads"] == "1"
     assert preparation.environment["teacher_dtype"] == "float32"
 
@@ -105,6 +108,27 @@ def stored_scores(home: Home, request: SearchRequest, monkeypatch: pytest.Monkey
         preparation = prepared(home, home.search(request)).preparation
     assert preparation is not None
     return preparation.importance_artifact, len(scored)
+
+
+def test_the_teacher_runs_once_for_all_candidates_unless_asked_or_forced_otherwise(
+    home: Home, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert search.preparation is not None
+    kept = search.preparation.target_artifacts
+    assert kept is not None
+    assert kept.keys() == {"train", "validation", "test"}
+    live = replace(REQUEST, distillation=replace(REQUEST.distillation, targets="live"))
+    searches = {"asked": prepared(home, home.search(live))}
+    monkeypatch.setattr(targets, "fits", lambda needed, artifacts: False)
+    searches["forced"] = prepared(home, home.search())
+    whole, _ = run(bench_of(home, search), task_for(search))
+    for how, other in searches.items():
+        assert other.preparation is not None
+        assert other.preparation.target_artifacts is None, how
+        measured, _ = run(bench_of(home, other), task_for(other))
+        for one, two in zip(whole, measured, strict=True):
+            assert [m.metric for m in one] == [m.metric for m in two]
+            assert [m.value for m in one] == pytest.approx([m.value for m in two], abs=2e-3)
 
 
 def test_two_searches_on_the_same_teacher_score_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,20 +200,19 @@ def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:
     assert bench_of(home, search).importance.layer_blocks is not None
 
 
+def on(split: str) -> list[str]:
+    """The metrics of a split."""
+    return [f"{split}_loss", f"{split}_kl", f"{split}_agreement"]
+
+
 def test_a_candidate_is_measured_before_distillation_and_at_every_rung(
     outcome: tuple[list[tuple[Measurement, ...]], RunResult],
 ) -> None:
     told = [[(m.tokens, m.metric) for m in rung] for rung in outcome[0]]
     assert told == [
-        [(0, "validation_loss"), (0, "validation_kl")],
-        [(TOTAL // 2, "validation_loss"), (TOTAL // 2, "validation_kl"), (TOTAL // 2, "train_kl")],
-        [
-            (TOTAL, "validation_loss"),
-            (TOTAL, "validation_kl"),
-            (TOTAL, "test_loss"),
-            (TOTAL, "test_kl"),
-            (TOTAL, "train_kl"),
-        ],
+        [(0, metric) for metric in on("validation")],
+        [(TOTAL // 2, metric) for metric in (*on("validation"), "train_kl")],
+        [(TOTAL, metric) for metric in (*on("validation"), *on("test"), "train_kl")],
     ]
 
 
@@ -215,7 +238,7 @@ def test_a_result_holds_the_selection_the_weights_and_where_the_time_went(
     assert sum(tensor.numel() for tensor in weights.values()) == task.parameters
     student = build_student(bench.teacher, task.architecture, selection)
     distilled = build_model(student.config.to_dict(), weights)
-    again = held_out(distilled, bench.teacher.model, bench.tokens.validation, batch_windows=8)
+    again = held_out(distilled, bench.targets["validation"], bench.tokens.validation, batch_windows=8)
     measured = {m.metric: m.value for m in rungs[-1]}
     assert again.loss == pytest.approx(measured["validation_loss"], rel=1e-6)
     assert again.kl == pytest.approx(measured["validation_kl"], rel=1e-6)
@@ -241,6 +264,7 @@ def test_the_teacher_as_a_candidate_starts_as_the_teacher(bench: Workbench, sear
     assert values == {
         "validation_loss": search.preparation.teacher_metrics["validation_loss"],
         "validation_kl": 0.0,
+        "validation_agreement": 1.0,
     }
 
 
@@ -270,10 +294,11 @@ def test_a_candidate_whose_last_step_ruins_it_fails_too(bench: Workbench, search
 def test_a_candidate_that_does_not_fit_into_memory_fails_with_that_reason(home: Home, search: SearchRecord) -> None:
     bench = bench_of(home, search)
 
-    def out_of_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+    class OutOfMemory(Targets):
+        def hidden(self, numbers: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
-    bench.teacher.model.register_forward_pre_hook(out_of_memory)
+    bench = replace(bench, targets={**bench.targets, "train": OutOfMemory(bench.targets["train"].head)})
     with pytest.raises(CandidateFailed, match=r"does not fit on cpu: CUDA out of memory\. Tried to allocate 3"):
         list(evaluate(bench, task_for(search)))
 

@@ -7,7 +7,7 @@ Field docstrings become the descriptions in the OpenAPI document.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from search.architecture import AXES
 from search.errors import InvalidRequest
@@ -29,6 +29,7 @@ WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude",
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
 TeacherDtype = Literal["auto", "float32"]
 TeacherLoss = Literal["forward_kl", "reverse_kl", "jensen_shannon", "logit_mse", "logit_cosine", "taid"]
+DistillationLoss = Literal[TeacherLoss, "cross_entropy"]
 HiddenState = Literal["block_output", "embedding_output"]
 HiddenDistance = Literal["cosine", "mse"]
 
@@ -282,7 +283,7 @@ _SCORES_WITH: dict[str, tuple[str, tuple[WidthScore | LayerScore, ...]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationRequest:
-    """The brief distillation that every candidate gets: forward KL to the teacher, AdamW, warm-up and cosine."""
+    """The brief distillation that every candidate gets: a loss against the teacher, AdamW, warm-up and cosine."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
@@ -304,13 +305,22 @@ class DistillationRequest:
     """Where the cosine ends, as a fraction of the peak."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm."""
+    loss: DistillationLoss = "forward_kl"
+    """What is minimised. `forward_kl`: KL(teacher || student), which the paper found best; `reverse_kl`: the other way
+    round; `jensen_shannon`: half of each to their mean; `logit_mse`, `logit_cosine`: distances of the logits; `taid`:
+    forward KL to a target that moves from the student to the teacher (arXiv 2501.16937); `cross_entropy`: of the
+    text alone, without the teacher."""
     temperature: float = 1.0
-    """Softmax temperature of teacher and student in the loss."""
+    """Softmax temperature of teacher and student in `forward_kl`, `reverse_kl` and `jensen_shannon`."""
+    cross_entropy_weight: float = 0.0
+    """How much of the text's cross-entropy is added to a loss against the teacher; not to `taid`, whose schedule
+    follows from the loss."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
             _require(value > 0, expected="a number above 0", got=value, where=name)
+        self._check_loss()
         _require(self.max_epochs >= 1, expected="at least 1", got=self.max_epochs, where="max_epochs")
         _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
         _require(
@@ -327,10 +337,30 @@ class DistillationRequest:
             hint="The run is a whole number of optimiser steps.",
         )
 
+    def _check_loss(self) -> None:
+        weight = self.cross_entropy_weight
+        _require(weight >= 0, expected="at least 0", got=weight, where="cross_entropy_weight")
+        for name, losses in _LOSSES_WITH.items():
+            default = DistillationRequest.__dataclass_fields__[name].default
+            _require(
+                self.loss in losses or getattr(self, name) == default,
+                expected=f"{default!r}, as loss {self.loss!r} knows no other",
+                got=getattr(self, name),
+                where=name,
+                hint=f"It is a setting of {', '.join(map(repr, losses))}.",
+            )
+
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
         return self.tokens // self.batch_tokens
+
+
+#: Settings of some losses only -> those losses. Elsewhere anything but the default is refused, not ignored.
+_LOSSES_WITH: dict[str, tuple[DistillationLoss, ...]] = {
+    "temperature": ("forward_kl", "reverse_kl", "jensen_shannon"),
+    "cross_entropy_weight": tuple(loss for loss in get_args(TeacherLoss) if loss != "taid"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,8 @@ class Recipe:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     loss: str
-    """`forward_kl`: KL(teacher || student), summed over the vocabulary, averaged over tokens."""
+    """The request's `distillation.loss`: `forward_kl` is KL(teacher || student), summed over the vocabulary, averaged
+    over tokens."""
     distillation: DistillationRequest
     """The brief run's settings; raise `tokens` to finish."""
     data: DataRequest
@@ -120,7 +121,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture),
         measurements=candidate.measurements,
         recipe=Recipe(
-            loss="forward_kl",
+            loss=search.request.distillation.loss,
             distillation=search.request.distillation,
             data=search.request.data,
             data_digest=preparation.data_digest,

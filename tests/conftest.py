@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples at every run there, so that a red run can be had again; elsewhere new ones each time.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI") == "true":
-    settings.load_profile("ci")
+# No deadline: how long an example takes says what else the machine does. In CI the same examples at every run, so that
+# a red run can be had again; elsewhere new ones each time.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
 
 pytest_plugins = ["tests.support.databases"]
 

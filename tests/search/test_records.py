@@ -109,10 +109,10 @@ def test_a_metric_is_its_value_after_the_most_tokens() -> None:
         loss(0, 5.0),
         loss(800, 2.1),
         loss(400, 2.3),
-        Measurement(tokens=900, metric="train_kl", value=0.7),
+        Measurement(tokens=900, metric="train_loss", value=0.7),
     )
     assert record.metric("validation_loss") == 2.1
-    assert record.metric("train_kl") == 0.7
+    assert record.metric("train_loss") == 0.7
     assert record.metric("test_loss") is None
 
 

@@ -76,7 +76,7 @@ class DriverHand:
         """See a stored candidate through: a loss of 5 before, of `loss` after 128 tokens."""
         self.store.start_run(lease, candidate.run_id, worker="hand")
         self.measure(lease, candidate, tokens=0, validation_loss=5.0)
-        self.measure(lease, candidate, tokens=64, validation_loss=loss + 1, train_kl=loss)
+        self.measure(lease, candidate, tokens=64, validation_loss=loss + 1, train_loss=loss)
         self.measure(lease, candidate, tokens=128, validation_loss=loss, validation_kl=loss - 1, test_loss=loss + 0.01)
         selection = self.artifacts.put_bytes(canonical_json(first_of_all(candidate.architecture)).encode())
         self.store.finish_run(

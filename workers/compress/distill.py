@@ -1,15 +1,16 @@
 """Brief distillation: the student learns the teacher's next-token distribution on text (arXiv 2407.14679, section 3).
 
-The teacher's part is read from `Targets`; forward KL is the only loss; AdamW, linear warm-up, cosine. The learning rate
-at a step does not depend on where the run is measured or ended.
+The teacher's part is read from `Targets`; AdamW, linear warm-up, cosine. The learning rate at a step does not depend on
+where the run is measured or ended.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from search.request import DistillationRequest
 from workers.compress.chunked import chunked_loss
 from workers.compress.data import training_order
 from workers.compress.head import head_of
-from workers.compress.losses import Objective
+from workers.compress.losses import NO_LABEL, Objective, TaidSchedule
 from workers.compress.targets import Targets, hidden_states
 
 _BETAS = (0.9, 0.95)
@@ -31,7 +32,7 @@ class Rung:
     #: Tokens that the student has been trained on.
     tokens: int
     #: The mean training loss since the rung before, nats a token.
-    train_kl: float
+    train_loss: float
 
 
 def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
@@ -75,30 +76,43 @@ def distill(
     optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
     batch_windows = request.batch_tokens // windows.shape[1]
     order = training_order(len(windows), total=request.steps * batch_windows, seed=seed)
+    objective, taid = Objective.of(request), TaidSchedule()
     losses: list[float] = []
     for step, chosen in zip(range(rungs[-1]), order.split(batch_windows), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, request)
-        losses.append(_train_step(student, targets, windows[chosen], chosen, optimizer, request, step=step))
+        loss = _loss(student, targets, windows[chosen], chosen, objective)
+        losses.append(_train_step(student, loss, optimizer, request, step=step))
+        if request.loss == "taid":
+            taid = taid.after(losses[-1], progress=(step + 1) / request.steps)
+            objective = replace(objective, interpolation=taid.interpolation)
         if step + 1 in rungs:
-            yield Rung(tokens=(step + 1) * request.batch_tokens, train_kl=sum(losses) / len(losses))
+            yield Rung(tokens=(step + 1) * request.batch_tokens, train_loss=sum(losses) / len(losses))
             losses.clear()
+
+
+def _loss(
+    student: PreTrainedModel, targets: Targets, batch_BT: Tensor, numbers_B: Tensor, objective: Objective
+) -> Tensor:
+    hidden_BTH = hidden_states(student, batch_BT)
+    target_BTK = None if objective.teacher_loss is None else targets.hidden(numbers_B)
+    labels_BT = next_tokens(batch_BT).to(student.device) if objective.cross_entropy_weight else None
+    return chunked_loss(hidden_BTH, head_of(student), target_BTK, targets.head, objective, labels_N=labels_BT)
+
+
+def next_tokens(batch_BT: Tensor) -> Tensor:
+    """The token that follows each one in its window, `NO_LABEL` behind the last: (B, T), int64."""
+    return pad(batch_BT[:, 1:].long(), (0, 1), value=NO_LABEL)
 
 
 def _train_step(
     student: PreTrainedModel,
-    targets: Targets,
-    batch_BT: Tensor,
-    numbers_B: Tensor,
+    loss: Tensor,
     optimizer: torch.optim.Optimizer,
     request: DistillationRequest,
     *,
     step: int,
 ) -> float:
-    target_BTK = targets.hidden(numbers_B)
-    hidden_BTH = hidden_states(student, batch_BT)
-    objective = Objective(temperature=request.temperature)
-    loss = chunked_loss(hidden_BTH, head_of(student), target_BTK, targets.head, objective)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradient_norm = clip_grad_norm_(student.parameters(), request.max_grad_norm)

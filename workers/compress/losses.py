@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 
-from search.request import TeacherLoss
+from search.request import DistillationRequest, TeacherLoss
 from workers.compress.aggregates import accumulator_dtype, upcast
 
 #: The label of a token whose next token is not known, e.g. a window's last; PyTorch's default.
@@ -34,6 +34,18 @@ class Objective:
     #: t of `taid`: 0 is the student's own distribution, 1 the teacher's. See `TaidSchedule`.
     interpolation: float = 1.0
     cross_entropy_weight: float = 0.0
+
+    @classmethod
+    def of(cls, request: DistillationRequest) -> "Objective":
+        """What a request asks for; `taid` begins where its schedule does."""
+        if request.loss == "cross_entropy":
+            return cls(teacher_loss=None, cross_entropy_weight=1.0)
+        return cls(
+            teacher_loss=request.loss,
+            temperature=request.temperature,
+            interpolation=TaidSchedule().interpolation if request.loss == "taid" else 1.0,
+            cross_entropy_weight=request.cross_entropy_weight,
+        )
 
 
 def forward_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float = 1.0) -> Tensor:

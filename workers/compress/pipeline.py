@@ -235,7 +235,7 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
                 measured += _measure(bench, student, "test", task, tokens=rung.tokens)
                 measured += _on_tasks(bench, student, task, tokens=rung.tokens)
                 measured += _measurements(latency_metrics(student, request.evaluation.latency), tokens=rung.tokens)
-        yield (*measured, Measurement(tokens=rung.tokens, metric="train_kl", value=rung.train_kl))
+        yield (*measured, Measurement(tokens=rung.tokens, metric="train_loss", value=rung.train_loss))
 
     with clock("store"):
         selection_artifact = bench.artifacts.put_bytes(canonical_json(selection).encode())

@@ -41,7 +41,7 @@ def test_a_curve_has_every_rung_in_order(client: TestClient, hand: DriverHand) -
         "candidate_id": candidate.id,
         "points": [
             {"tokens": 0, "metrics": {"validation_loss": 5.0}},
-            {"tokens": 64, "metrics": {"validation_loss": 3.0, "train_kl": 2.0}},
+            {"tokens": 64, "metrics": {"validation_loss": 3.0, "train_loss": 2.0}},
             {"tokens": 128, "metrics": {"validation_loss": 2.0, "validation_kl": 1.0, "test_loss": 2.01}},
         ],
     }

@@ -1,21 +1,23 @@
 import copy
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from search.errors import CandidateFailed
-from search.request import DistillationRequest
+from search.request import DistillationLoss, DistillationRequest
 from tests.support.llamas import random_llama, some_tokens
 from workers.compress.distill import Rung, distill, learning_rate, rung_steps
 from workers.compress.evaluate import held_out
-from workers.compress.losses import forward_kl
-from workers.compress.targets import LiveTargets
+from workers.compress.losses import TEACHER_LOSSES, Objective, TaidSchedule, forward_kl
+from workers.compress.targets import LiveTargets, Targets
 
 REQUEST = DistillationRequest(tokens=16 * 40, batch_tokens=16 * 2, learning_rate=3e-3, warmup_steps=2)
 WINDOWS = some_tokens(batch=40, length=16).int()
@@ -53,7 +55,7 @@ def test_the_student_comes_nearer_to_the_teacher(teacher: PreTrainedModel) -> No
     student = new_student()
     before = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl
     rungs = run(student, teacher, rungs=(10, 20))
-    assert rungs[1].train_kl < rungs[0].train_kl < before
+    assert rungs[1].train_loss < rungs[0].train_loss < before
     assert held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl < 0.8 * before
 
 
@@ -72,7 +74,7 @@ def test_the_training_loss_is_the_mean_since_the_rung_before(teacher: PreTrained
     every_step = run(new_student(), teacher, rungs=tuple(range(1, 21)))
     halves = run(new_student(), teacher, rungs=(10, 20))
     for half, steps in zip(halves, (every_step[:10], every_step[10:]), strict=True):
-        assert half.train_kl == pytest.approx(sum(step.train_kl for step in steps) / 10, rel=1e-12)
+        assert half.train_loss == pytest.approx(sum(step.train_loss for step in steps) / 10, rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_student_bit_for_bit(teacher: PreTrainedModel) -> None:
@@ -131,7 +133,50 @@ def test_the_temperature_is_that_of_the_loss(teacher: PreTrainedModel) -> None:
         models = (student, teacher)
         expected = forward_kl(*(model(input_ids=chosen).logits for model in models), temperature=2.0)
     (first, _) = run(student, teacher, replace(REQUEST, temperature=2.0), rungs=(1, 2))
-    assert first.train_kl == pytest.approx(float(expected), rel=1e-9)
+    assert first.train_loss == pytest.approx(float(expected), rel=1e-9)
+
+
+REQUESTS = [
+    *(replace(REQUEST, loss=name) for name in get_args(DistillationLoss)),
+    replace(REQUEST, loss="reverse_kl", temperature=2.0, cross_entropy_weight=0.5),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: f"{request.loss}+{request.cross_entropy_weight}")
+def test_what_is_minimised_is_what_the_request_asks_for(
+    teacher: PreTrainedModel, request_: DistillationRequest
+) -> None:
+    student, schedule = new_student(), TaidSchedule()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    run_ = distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, request_, rungs=(1, 2, 3), seed=0)
+    for step, chosen in enumerate(order.split(2)[:3]):
+        batch = WINDOWS[chosen].long()
+        with torch.no_grad():
+            ours, theirs = (model(input_ids=batch).logits for model in (student, teacher))
+            expected = request_.cross_entropy_weight * float(text_loss(ours, batch))
+            if request_.loss == "cross_entropy":
+                expected = float(text_loss(ours, batch))
+            else:
+                objective = replace(Objective.of(request_), interpolation=schedule.interpolation)
+                expected += float(TEACHER_LOSSES[request_.loss](ours, theirs, objective))
+        measured = next(run_).train_loss
+        assert measured == pytest.approx(expected, rel=1e-9), step
+        schedule = schedule.after(measured, progress=(step + 1) / 20)
+
+
+def text_loss(logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:
+    return cross_entropy(logits_BTV[:, :-1].flatten(0, 1), batch_BT[:, 1:].flatten())
+
+
+def test_without_the_teachers_loss_the_teacher_is_not_asked(teacher: PreTrainedModel) -> None:
+    class Absent(Targets):
+        def hidden(self, numbers: Tensor) -> Tensor:
+            raise AssertionError("nobody needs it")
+
+    text_only = replace(REQUEST, loss="cross_entropy")
+    absent = Absent(LiveTargets(teacher, WINDOWS).head)
+    (first, last) = distill(new_student(), absent, WINDOWS, text_only, rungs=(1, 20), seed=0)
+    assert last.train_loss < first.train_loss
 
 
 def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from search.request import TeacherLoss
+from search.request import DistillationLoss, DistillationRequest, TeacherLoss
 from workers.compress.losses import (
     CLOSED_FORMS,
     NO_LABEL,
@@ -129,6 +129,19 @@ def loss_of(student: Tensor, teacher: Tensor, objective: Objective) -> Tensor:
 
 def test_every_name_of_a_request_has_a_loss() -> None:
     assert set(TEACHER_LOSSES) == set(get_args(TeacherLoss)) == set(NAIVE)
+    assert {Objective.of(DistillationRequest(loss=name)).teacher_loss for name in get_args(DistillationLoss)} == {
+        None,
+        *TEACHER_LOSSES,
+    }
+
+
+def test_the_objective_is_what_the_request_asks_for() -> None:
+    mixed = DistillationRequest(loss="reverse_kl", temperature=2.0, cross_entropy_weight=0.5)
+    assert Objective.of(mixed) == Objective(teacher_loss="reverse_kl", temperature=2.0, cross_entropy_weight=0.5)
+    assert Objective.of(DistillationRequest()) == Objective()
+    assert Objective.of(DistillationRequest(loss="taid")).interpolation == TaidSchedule().interpolation
+    text = Objective.of(DistillationRequest(loss="cross_entropy"))
+    assert text == Objective(teacher_loss=None, cross_entropy_weight=1.0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

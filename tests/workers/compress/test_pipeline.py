@@ -211,8 +211,8 @@ def test_a_candidate_is_measured_before_distillation_and_at_every_rung(
     told = [[(m.tokens, m.metric) for m in rung] for rung in outcome[0]]
     assert told == [
         [(0, metric) for metric in on("validation")],
-        [(TOTAL // 2, metric) for metric in (*on("validation"), "train_kl")],
-        [(TOTAL, metric) for metric in (*on("validation"), *on("test"), "train_kl")],
+        [(TOTAL // 2, metric) for metric in (*on("validation"), "train_loss")],
+        [(TOTAL, metric) for metric in (*on("validation"), *on("test"), "train_loss")],
     ]
 
 

@@ -148,7 +148,7 @@ class PipelineEvaluatorContract(EvaluatorContract):
         assert_a_whole_run(events_until_ended(evaluator, healthy.run_id), end=RunFinished)
 
     def test_unusable_input_is_named_as_it_was_found(self, evaluator: Evaluator, home: Home) -> None:
-        hungry = replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=256_000))
+        hungry = replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=256_000, max_epochs=1))
         with pytest.raises(InsufficientText, match=r"256,?000|tokens") as caught:
             evaluator.prepare(home.search(hungry), should_stop=lambda: False)
         assert caught.value.expected

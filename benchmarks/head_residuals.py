@@ -25,7 +25,8 @@ from benchmarks.first_search import REPORTS, machine, versions
 from search.architecture import Architecture
 from search.counting import parameters
 from search.request import BudgetRequest, DataRequest, DistillationRequest, SearchRequest, TeacherRequest
-from search.sources import resolve_teacher, resolve_text
+from search.sources import resolve_teacher
+from search.texts import resolve_texts
 from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill
 from workers.compress.evaluate import held_out_loss
@@ -121,8 +122,8 @@ def with_shape(teacher: Architecture, shape: Shape) -> Architecture:
 def pairs(subject: Subject, wanted: SearchRequest, *, seeds: int) -> Iterator[Pair]:
     """Every shape and seed."""
     teacher = load_teacher(resolve_teacher(subject.model, [subject.models]))
-    files = resolve_text(subject.train, [subject.data]).files
-    tokens = pack(files, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
+    texts = resolve_texts(wanted.data, [subject.data])
+    tokens = pack(texts, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
     importance = score(teacher, tokens.calibration, batch_windows=windows_per_batch(wanted))
     for shape in subject.shapes:
         architecture = with_shape(teacher.architecture, shape)

@@ -30,7 +30,8 @@ from search.request import (
     SearchRequest,
     TeacherRequest,
 )
-from search.sources import resolve_teacher, resolve_text
+from search.sources import resolve_teacher
+from search.texts import resolve_texts
 from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import distill
 from workers.compress.evaluate import held_out_loss
@@ -252,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, subject = time.monotonic(), SUBJECTS[chosen.teacher]
     wanted = request(subject, steps=chosen.steps, batch_tokens=chosen.batch_tokens, learning_rate=chosen.learning_rate)
     teacher = load_teacher(resolve_teacher(subject.model, [roots[0]]))
-    files = resolve_text(subject.train, [roots[1]]).files
-    tokens = pack(files, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
+    texts = resolve_texts(wanted.data, [roots[1]])
+    tokens = pack(texts, load_tokenizer(teacher.path), wanted, vocab_size=teacher.architecture.vocab_size)
     loss = held_out_loss(teacher.model, tokens.validation, batch_windows=windows_per_batch(wanted))
     names = chosen.score or list(SCORES)
     found = list(outcomes(teacher, tokens, wanted, shapes=subject.shapes, names=names, seeds=chosen.seeds))

@@ -19,9 +19,10 @@ from search.evaluation import EvaluationRequest
 from search.families import family_of
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
-from search.sources import TeacherSource, TextSource, resolve_teacher, resolve_text
+from search.sources import TeacherSource, resolve_teacher
 from search.space import FeasibleSet, SearchSpace
 from search.tasks import read_task
+from search.texts import BlendedText, HubDataset, Texts, resolve_texts
 
 #: The rate behind the estimate of GPU-hours: 40 % of the dense bf16 peak of an H100 SXM, 989 TFLOP/s. Small models
 #: reach less; published distillations of 8 B models reach about that.
@@ -39,7 +40,7 @@ class Plan:
     """A submission that can work, as far as can be known without the weights."""
 
     new_search: NewSearch
-    text: TextSource
+    texts: Texts
     space: SearchSpace
     #: For each budget, in the request's order.
     feasible: tuple[FeasibleSet, ...]
@@ -49,7 +50,9 @@ class Plan:
     evaluation_bytes: int
 
 
-def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path]) -> Plan:
+def plan(
+    request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path], allow_hub: bool = False
+) -> Plan:
     """Check `request` against the teacher's config, the size of the text, the task and the lattice.
 
     Raises:
@@ -59,7 +62,7 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
         source = resolve_teacher(request.teacher.model, model_roots)
     teacher = _teacher(request, source)
     _check_lengths(request, teacher)
-    text = _text(request, data_roots)
+    texts = _texts(request, data_roots, allow_hub=allow_hub)
     task_bytes = _task_bytes(request.importance, data_roots)
     evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
@@ -69,7 +72,7 @@ def plan(request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Seq
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
     return Plan(
         new_search=new_search,
-        text=text,
+        texts=texts,
         space=space,
         feasible=feasible,
         task_bytes=task_bytes,
@@ -121,21 +124,31 @@ def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
         )
 
 
-def _text(request: SearchRequest, data_roots: Sequence[Path]) -> TextSource:
+def _texts(request: SearchRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> Texts:
     """The text, if its bytes could hold the tokens: a token is a byte or more, so no text that would do is refused."""
-    with _seen_from("data", "train"):
-        text = resolve_text(request.data.train, data_roots)
-        if text.num_bytes < request.tokens_needed:
-            raise InsufficientText(
-                expected=f"at least {request.tokens_needed:,} tokens of text (calibration, validation, test and "
-                "distillation), so at least as many bytes",
-                got=f"{text.num_bytes:,} bytes in {len(text.files)} file(s)",
-                hint="Name more text, or lower distillation.tokens. The tokens themselves are counted when the "
-                "search starts.",
-                bytes=text.num_bytes,
-                tokens_needed=request.tokens_needed,
-            )
-    return text
+    texts = resolve_texts(request.data, data_roots, allow_hub=allow_hub)
+    if texts.held_out:
+        _require_bytes(texts.held_out, request.held_out_tokens, "validation and test")
+        _require_bytes(texts.train, request.train_tokens_needed, "calibration and distillation")
+    else:
+        _require_bytes(texts.train, request.tokens_needed, "calibration, validation, test and distillation")
+    return texts
+
+
+def _require_bytes(blend: Sequence[BlendedText], tokens: int, purpose: str) -> None:
+    for text in blend:
+        source, needed = text.source, int(tokens * text.share)
+        if isinstance(source, HubDataset) or source.most_tokens is None or source.most_tokens >= needed:
+            continue
+        raise InsufficientText(
+            expected=f"at least {needed:,} tokens of text ({purpose}), so at least as many bytes",
+            got=f"{source.num_bytes:,} bytes in {len(source.files)} file(s)",
+            where=text.where,
+            hint="Name more text, or lower distillation.tokens. The tokens themselves are counted when the search "
+            "starts.",
+            bytes=source.num_bytes,
+            tokens_needed=needed,
+        )
 
 
 def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> int:
@@ -258,6 +271,7 @@ class Preview:
     """The values that each axis of the space takes."""
     budgets: tuple[BudgetPreview, ...]
     text_bytes: int
+    """Of all files; compressed ones as they are, what is on the hub not counted."""
     tokens_needed: int
     """Whether the text holds as many is counted when the search starts."""
     cost: CostEstimate
@@ -270,7 +284,7 @@ def preview(planned: Plan) -> Preview:
         teacher=planned.new_search.teacher,
         axes=dict(planned.space.axes),
         budgets=tuple(_preview_budget(request, feasible) for feasible in planned.feasible),
-        text_bytes=planned.text.num_bytes,
+        text_bytes=planned.texts.num_bytes,
         tokens_needed=request.tokens_needed,
         cost=estimate_cost(planned),
     )

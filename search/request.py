@@ -175,15 +175,40 @@ class SpaceRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedText:
+    """A text of a blend."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    path: str
+    """Of a file or directory, as for `train`."""
+    weight: float = 1.0
+    """Its part of the tokens, in relation to the other weights."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path), expected="a path below a data root", got=self.path, where="path")
+        _require(1e-6 <= self.weight <= 1e6, expected="from 0.000001 to 1000000", got=self.weight, where="weight")
+
+
+TextRequest = str | tuple[WeightedText, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataRequest:
     """The text that calibrates, trains and judges."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    train: str
-    """A text file or a directory of .txt and .jsonl files, as a path below one of the server's data roots."""
+    train: TextRequest
+    """A text file or a directory of .txt, .jsonl and .parquet files, as a path below one of the server's data roots.
+    Where the server allows it, a dataset of the Hugging Face hub: `hf://datasets/owner/name`, with a revision
+    (`@main`) and a folder in it (`/data`) if need be. A list of such texts with weights is a blend: documents are
+    taken from each in proportion, counted in tokens, until the first of them ends."""
+    validation: TextRequest | None = None
+    """Text of the validation and test windows; where there is none, they are held out of `train`. What is found in both
+    is not trained on."""
     text_field: str = "text"
-    """The field of a JSONL line that holds the text."""
+    """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text."""
     document_separator: str = "<|endoftext|>"
     """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
     sequence_length: int = 256
@@ -196,7 +221,9 @@ class DataRequest:
     """Held-out windows, disjoint from all others, on which a candidate is also measured."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.train), expected="a path below a data root", got=self.train, where="train")
+        for name in ("train", "validation"):
+            text: TextRequest | None = getattr(self, name)
+            _require(text is None or len(text) > 0, expected="a path below a data root", got=text, where=name)
         _require(
             bool(self.document_separator),
             expected="a text that is not empty",
@@ -444,8 +471,22 @@ class SearchRequest:
     def tokens_needed(self) -> int:
         """The fewest tokens of text that will do: calibration, validation, test and the brief run, that in
         `distillation.max_epochs` passes."""
-        windows = self.data.calibration_samples + self.data.validation_samples + self.data.test_samples
-        return (windows + self.fewest_train_windows) * self.data.sequence_length
+        return self.held_out_tokens + self.train_tokens_needed
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Tokens of validation and test."""
+        return (self.data.validation_samples + self.data.test_samples) * self.data.sequence_length
+
+    @property
+    def train_tokens_needed(self) -> int:
+        """The fewest tokens that will do for the rest: calibration and the brief run."""
+        return (self.data.calibration_samples + self.fewest_train_windows) * self.data.sequence_length
+
+    @property
+    def train_tokens_wanted(self) -> int:
+        """The same where no window is trained on twice."""
+        return (self.data.calibration_samples + self.train_windows) * self.data.sequence_length
 
     @property
     def train_windows(self) -> int:

@@ -22,6 +22,9 @@ class CommonSettings(BaseSettings):
     data_roots: list[Path] = Field(
         default_factory=list, description="JSON list of folders below which text and tasks may be named."
     )
+    allow_hub: bool = Field(
+        default=False, description="Whether text may be named by a dataset of the Hugging Face hub, hf://datasets/…"
+    )
 
     @property
     def home_dir(self) -> Path:

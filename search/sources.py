@@ -18,7 +18,8 @@ from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, Unusa
 
 #: Files that `pickle` writes: loading one runs whatever it says.
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-_TEXT_SUFFIXES = frozenset({".txt", ".jsonl"})
+_TASK_SUFFIXES = (".txt", ".jsonl")
+TEXT_SUFFIXES = (*_TASK_SUFFIXES, ".parquet")
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
@@ -55,11 +56,16 @@ class TeacherSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """The ``.txt`` and ``.jsonl`` files of a name."""
+    """The ``.txt``, ``.jsonl`` and ``.parquet`` files of a name."""
 
     #: Sorted by their path below the name, so that the text is the same on every machine.
     files: tuple[Path, ...]
     num_bytes: int
+
+    @property
+    def most_tokens(self) -> int | None:
+        """What it may hold at most, as a token is a byte or more; None where files are compressed: nobody knows."""
+        return None if any(file.suffix == ".parquet" for file in self.files) else self.num_bytes
 
 
 def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
@@ -102,9 +108,9 @@ def resolve_text(name: str, roots: Sequence[Path]) -> TextSource:
     Raises:
         SourceNotFound: no root holds it, or there is no text in it; the hint names what the roots hold.
         ForbiddenSource: it leaves the roots or leads through a symlink.
-        InvalidRequest: a file that is neither ``.txt`` nor ``.jsonl``.
+        InvalidRequest: a file that is neither ``.txt`` nor ``.jsonl`` nor ``.parquet``.
     """
-    return _resolve_files("text", name, roots)
+    return _resolve_files("text", name, roots, TEXT_SUFFIXES)
 
 
 def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
@@ -114,7 +120,7 @@ def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
         InvalidInput: as `resolve_text` does.
         InvalidRequest: the files are larger than any task: they are read as a whole when a search is submitted.
     """
-    source = _resolve_files("task", name, roots)
+    source = _resolve_files("task", name, roots, _TASK_SUFFIXES)
     if source.num_bytes > MAX_TASK_BYTES:
         raise InvalidRequest(
             expected=f"a task of at most {MAX_TASK_BYTES:,} bytes",
@@ -124,20 +130,20 @@ def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
     return source
 
 
-def _resolve_files(kind: str, name: str, roots: Sequence[Path]) -> TextSource:
-    path = _locate(name, roots)
+def _resolve_files(kind: str, name: str, roots: Sequence[Path], suffixes: Sequence[str]) -> TextSource:
+    path, known = _locate(name, roots), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if path is None:
         raise SourceNotFound(
             expected=f"a {kind} file or directory below a data root", got=name, hint=_offer(_texts(roots))
         )
     if path.is_dir():
-        files = _text_files(path, name)
-    elif path.is_file() and path.suffix in _TEXT_SUFFIXES:
+        files = _files(path, name, suffixes)
+    elif path.is_file() and path.suffix in suffixes:
         files = (path,)
     else:
-        raise InvalidRequest(expected="a .txt or .jsonl file, or a directory of them", got=name)
+        raise InvalidRequest(expected=f"a {known} file, or a directory of them", got=name)
     if not files:
-        raise SourceNotFound(expected="a directory with .txt or .jsonl files", got=name, hint=_offer(_texts(roots)))
+        raise SourceNotFound(expected=f"a directory with {known} files", got=name, hint=_offer(_texts(roots)))
     return TextSource(files=files, num_bytes=sum(file.stat().st_size for file in files))
 
 
@@ -274,11 +280,11 @@ def _shards(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str
     return tuple(folder / shard for shard in shards), index
 
 
-def _text_files(folder: Path, name: str) -> tuple[Path, ...]:
+def _files(folder: Path, name: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
     found = []
     for place, folders, files in os.walk(folder):
         _refuse_links(Path(place), name, [*folders, *files])
-        found += [Path(place, file) for file in files if Path(file).suffix in _TEXT_SUFFIXES]
+        found += [Path(place, file) for file in files if Path(file).suffix in suffixes]
     return tuple(sorted(found, key=lambda file: file.relative_to(folder).as_posix()))
 
 
@@ -295,7 +301,7 @@ def _models(roots: Sequence[Path]) -> Iterator[str]:
 
 
 def _texts(roots: Sequence[Path]) -> Iterator[str]:
-    return (name for name, _, files in _folders(roots) if any(Path(file).suffix in _TEXT_SUFFIXES for file in files))
+    return (name for name, _, files in _folders(roots) if any(Path(file).suffix in TEXT_SUFFIXES for file in files))
 
 
 def _folders(roots: Sequence[Path]) -> Iterator[tuple[str, list[str], list[str]]]:

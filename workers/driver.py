@@ -215,7 +215,10 @@ def drive(settings: WorkerSettings) -> None:
     with closing(SqlStore(settings.database)) as store:
         artifacts = FsspecArtifactStore(settings.artifacts, cache_dir=settings.home_dir / "cache")
         sources = Sources(
-            model_roots=tuple(settings.model_roots), data_roots=tuple(settings.data_roots), artifacts=artifacts
+            model_roots=tuple(settings.model_roots),
+            data_roots=tuple(settings.data_roots),
+            artifacts=artifacts,
+            allow_hub=settings.allow_hub,
         )
         work: dict[JobKind, Work] = {
             "search": partial(work_on_search, settings, store, sources),

@@ -25,6 +25,8 @@ class Sources:
     model_roots: Sequence[Path]
     data_roots: Sequence[Path]
     artifacts: ArtifactStore
+    #: Whether text may come from the Hugging Face hub.
+    allow_hub: bool = False
 
 
 def run_events(bench: Workbench, task: EvaluationTask, *, worker: str) -> Iterator[EvaluationEvent]:

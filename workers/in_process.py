@@ -45,6 +45,7 @@ class InProcessEvaluator(Evaluator):
             model_roots=self._sources.model_roots,
             data_roots=self._sources.data_roots,
             artifacts=self._sources.artifacts,
+            allow_hub=self._sources.allow_hub,
             device=self._device,
         )
 

@@ -57,7 +57,8 @@ def preview_search(request: SearchRequest, settings: Settings) -> Preview:
 
 
 def _plan(request: SearchRequest, settings: ServiceSettings) -> Plan:
-    return plan(request, model_roots=settings.model_roots, data_roots=settings.data_roots)
+    roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
+    return plan(request, **roots, allow_hub=settings.allow_hub)
 
 
 def _idempotency(key: str | None, request: SearchRequest) -> IdempotencyKey | None:

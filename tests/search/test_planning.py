@@ -186,6 +186,38 @@ def test_a_text_of_fewer_bytes_than_tokens_is_refused(roots: Path) -> None:
     assert error.details == {"bytes": TOKENS_NEEDED - 1, "tokens_needed": TOKENS_NEEDED}
 
 
+def test_each_text_of_a_blend_must_be_long_enough_for_its_share(roots: Path) -> None:
+    (roots / "short.txt").write_text("x" * (TOKENS_NEEDED // 4 - 1))
+    blend = [{"path": "text.txt", "weight": 3}, {"path": "short.txt", "weight": 1}]
+    error = refused(roots, InsufficientText, "data.train[1].path", data=BODY["data"] | {"train": blend})
+    assert error.details == {"bytes": TOKENS_NEEDED // 4 - 1, "tokens_needed": TOKENS_NEEDED // 4}
+    (roots / "short.txt").write_text("x" * (TOKENS_NEEDED // 4))
+    planned = make_plan(roots, data=BODY["data"] | {"train": blend})
+    assert preview(planned).text_bytes == TOKENS_NEEDED + TOKENS_NEEDED // 4
+
+
+def test_text_that_is_held_out_need_not_be_in_the_training_text(roots: Path) -> None:
+    held_out = 8 * (4 + 2)
+    (roots / "held_out.txt").write_text("x" * held_out)
+    (roots / "text.txt").write_text("x" * (TOKENS_NEEDED - held_out))
+    data = BODY["data"] | {"validation": "held_out.txt"}
+    make_plan(roots, data=data)
+    (roots / "held_out.txt").write_text("x" * (held_out - 1))
+    refused(roots, InsufficientText, "data.validation", data=data)
+
+
+def test_how_much_compressed_text_and_the_hub_hold_is_not_known_yet(roots: Path) -> None:
+    (roots / "text.parquet").write_bytes(b"1")
+    make_plan(roots, data=BODY["data"] | {"train": "text.parquet"})
+    hub = from_json(SearchRequest, BODY | {"data": BODY["data"] | {"train": "hf://datasets/owner/name"}})
+    planned = plan(hub, model_roots=[roots], data_roots=[roots], allow_hub=True)
+    assert preview(planned).text_bytes == 0
+
+
+def test_the_hub_is_refused_where_it_is_not_allowed(roots: Path) -> None:
+    refused(roots, ForbiddenSource, "data.train", data=BODY["data"] | {"train": "hf://datasets/owner/name"})
+
+
 # --- the preview
 
 

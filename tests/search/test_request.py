@@ -21,7 +21,9 @@ from search.request import (
     SpaceRequest,
     StrategyRequest,
     TeacherRequest,
+    TextRequest,
     Tolerance,
+    WeightedText,
     WidthScore,
 )
 from search.serialization import canonical_json, from_json, to_json
@@ -32,6 +34,8 @@ SMALLEST: dict[str, Any] = {
     "budgets": [{"ratio": 0.5}],
     "data": {"train": "tinystories"},
 }
+
+_TEXTS: list[TextRequest] = ["t", (WeightedText(path="t", weight=0.5), WeightedText(path="u"))]
 
 
 @st.composite
@@ -55,7 +59,11 @@ def requests(draw: st.DrawFn) -> SearchRequest:
                 ]
             )
         ),
-        data=DataRequest(train="t", sequence_length=window),
+        data=DataRequest(
+            train=draw(st.sampled_from(_TEXTS)),
+            validation=draw(st.none() | st.sampled_from(_TEXTS)),
+            sequence_length=window,
+        ),
         evaluation=EvaluationRequest(
             tasks=("a/zorro", "lambada.jsonl"), latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)]))
         ),
@@ -80,6 +88,8 @@ def test_the_smallest_submission_gets_defaults() -> None:
     assert request.distillation.steps == 400
     assert request.train_windows * 256 == 819_200
     assert request.tokens_needed == (1_024 + 256 + 128) * 256 + 819_200 // 4
+    assert request.tokens_needed == request.held_out_tokens + request.train_tokens_needed
+    assert request.train_tokens_wanted == 1_024 * 256 + 819_200
 
 
 @pytest.mark.parametrize("where", [(), ("teacher",), ("budgets", 0), ("data",)])
@@ -114,6 +124,11 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (SpaceRequest, {"hidden_size": ()}, "hidden_size"),
         (SpaceRequest, {"num_attention_heads": (4, 0)}, "num_attention_heads"),
         (DataRequest, {"train": ""}, "train"),
+        (DataRequest, {"train": ()}, "train"),
+        (DataRequest, {"train": "t", "validation": ""}, "validation"),
+        (WeightedText, {"path": ""}, "path"),
+        (WeightedText, {"path": "t", "weight": 0.0}, "weight"),
+        (WeightedText, {"path": "t", "weight": float("inf")}, "weight"),
         (DataRequest, {"train": "t", "document_separator": ""}, "document_separator"),
         (DataRequest, {"train": "t", "sequence_length": 1}, "sequence_length"),
         (DataRequest, {"train": "t", "validation_samples": 0}, "validation_samples"),

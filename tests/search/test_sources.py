@@ -340,14 +340,23 @@ def test_a_missing_text_is_answered_with_what_there_is(root: Path) -> None:
 
 def test_a_directory_without_text_is_not_found(root: Path) -> None:
     (root / "empty").mkdir()
-    with pytest.raises(SourceNotFound, match=r"\.txt or \.jsonl"):
+    with pytest.raises(SourceNotFound, match=r"\.txt, \.jsonl or \.parquet"):
         resolve_text("empty", [root])
 
 
 def test_a_file_of_another_kind_is_refused(root: Path) -> None:
-    (root / "a.parquet").write_bytes(b"")
-    with pytest.raises(InvalidRequest, match=r"\.txt or \.jsonl"):
-        resolve_text("a.parquet", [root])
+    (root / "a.csv").write_bytes(b"")
+    with pytest.raises(InvalidRequest, match=r"\.txt, \.jsonl or \.parquet"):
+        resolve_text("a.csv", [root])
+
+
+def test_a_text_holds_at_most_as_many_tokens_as_bytes_unless_it_is_compressed(root: Path) -> None:
+    (root / "corpus").mkdir()
+    (root / "corpus" / "a.txt").write_text("häh")
+    assert resolve_text("corpus", [root]).most_tokens == 4
+    (root / "corpus" / "b.parquet").write_bytes(b"1234")
+    assert resolve_text("corpus", [root]).most_tokens is None
+    assert resolve_text("corpus", [root]).num_bytes == 8
 
 
 @pytest.mark.parametrize("name", ["../secret.txt", "corpus/../../secret.txt", "/etc/passwd", "a\0.txt"])
@@ -398,12 +407,14 @@ def test_a_task_is_found_like_a_text(root: Path) -> None:
         ("zoro", SourceNotFound, "a task file or directory below a data root"),
         ("../task.txt", ForbiddenSource, "without '..'"),
         ("alias.txt", ForbiddenSource, "is a link"),
-        ("task.csv", InvalidRequest, r"\.txt or \.jsonl"),
+        ("task.csv", InvalidRequest, r"a \.txt or \.jsonl"),
+        ("task.parquet", InvalidRequest, r"a \.txt or \.jsonl"),
     ],
 )
 def test_a_task_is_refused_like_a_text(name: str, kind: type[Exception], said: str, root: Path) -> None:
     (root / "task.txt").write_text("one\ntwo\n")
     (root / "task.csv").write_text("one,two\n")
+    (root / "task.parquet").write_text("one,two\n")
     (root / "alias.txt").symlink_to(root / "task.txt")
     with pytest.raises(kind, match=said):
         resolve_task(name, [root])

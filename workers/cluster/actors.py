@@ -25,7 +25,7 @@ def prepare_search(search: SearchRecord, sources: Sources, threads: int) -> Prep
     """`pipeline.prepare`, once per search."""
     torch.set_num_threads(threads)
     roots: dict[str, Any] = {"model_roots": sources.model_roots, "data_roots": sources.data_roots}
-    return pipeline.prepare(search, **roots, artifacts=sources.artifacts, device=_device())
+    return pipeline.prepare(search, **roots, artifacts=sources.artifacts, allow_hub=sources.allow_hub, device=_device())
 
 
 @ray.remote

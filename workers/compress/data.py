@@ -1,40 +1,44 @@
 """Text to packed windows of tokens, in four disjoint splits.
 
-1. Read documents, drop exact repeats, and put them in the order of a salted hash of their content: which documents
-   are held out depends on the text alone, not on a seed, on file names or on the order of lines.
-2. Tokenise them with the teacher's tokenizer, each begun with BOS.
-3. Pack whole documents into windows of equal length, split by split, the held-out ones first. A document belongs to
-   one split only, so what is left of a split's last document is dropped.
+1. Documents come in the order of a salted hash of their content, exact repeats dropped: which documents are held out
+   depends on the text alone, not on a seed, on file names or on the order of lines (`workers.compress.corpus`).
+2. They are tokenised with the teacher's tokenizer, with the special tokens that it wants around them
+   (`workers.compress.documents`).
+3. Whole documents are packed into windows of equal length, split by split, the held-out ones first. A document belongs
+   to one split only, so what is left of a split's last document is dropped.
 
 Shapes: W windows of T tokens.
 """
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from search.errors import InsufficientText, InvalidRequest, UnusableTeacher
-from search.request import DataRequest, SearchRequest
+from search.errors import InsufficientText, UnusableTeacher
+from search.request import SearchRequest
+from search.serialization import to_json
+from search.texts import Texts
+from workers.compress.corpus import contents
+from workers.compress.documents import Blend, Reader, beginning, encode, num_cores
 
 #: In the order in which documents go to them: what is held out does not move when more is trained or calibrated on.
 SPLITS = ("validation", "test", "calibration", "train")
 
-_SALT = b"espalier document order 1\n"
-_WHERE = ("data", "train")
+#: Part of the key under which windows are found again: to be raised when they are packed differently.
+PACKING_VERSION = 1
 
-#: A longer document is cut into pieces of at least SHORTEST and at most LONGEST characters, so that a corpus of one
-#: file can be split at all.
-SHORTEST_PIECE, LONGEST_PIECE = 8_192, 16_384
-
-_DOCUMENTS_PER_CALL = 512
+#: Told how many tokens are packed, and of how many.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ def _digest(splits: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for split, windows in splits.items():
         total.update(f"{split} {tuple(windows.shape)}\n".encode())
-        total.update(windows.contiguous().numpy().astype("<i4", copy=False).tobytes())
+        total.update(np.ascontiguousarray(windows.numpy(), dtype="<i4").data)
     return total.hexdigest()
 
 
@@ -95,29 +99,92 @@ def load_tokenizer(teacher: Path) -> PreTrainedTokenizerBase:
 
 
 def pack(
-    files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, request: SearchRequest, *, vocab_size: int
+    texts: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    request: SearchRequest,
+    *,
+    vocab_size: int,
+    progress: Progress | None = None,
+    processes: int | None = None,
 ) -> Tokens:
     """The four splits, with exactly as many windows as the request asks for; of training windows, if the text holds
-    fewer, all that there are.
+    fewer, all that there are. They are mapped into memory from files that have no name any more.
 
     Args:
-        files: .txt and .jsonl.
+        texts: what is read. Of a blend, documents come from each text in proportion until the first ends.
         tokenizer: the teacher's.
         request: sizes of the splits, and how documents are written.
         vocab_size: the teacher's; the tokenizer must stay below it.
+        progress: called after every document.
+        processes: that tokenise, at most; None: as many as there are cores. Nothing depends on it but the time.
 
     Raises:
-        InvalidRequest: a file is not UTF-8, or a line of JSONL has no such field.
+        InvalidInput: a text cannot be read, as `workers.compress.corpus.read_documents` has it.
         InsufficientText: fewer tokens than `SearchRequest.tokens_needed`; says how many there are.
         UnusableTeacher: the tokenizer knows tokens that the model does not.
     """
-    documents = tokenise(_in_hash_order(read_documents(files, request.data)), tokenizer)
-    packer = _Packer(documents, request)
-    held_out = {split: packer.take(windows, at_least=windows) for split, windows in _windows(request).items()}
-    train = packer.take(request.train_windows, at_least=request.fewest_train_windows)
-    tokens = Tokens(**held_out, train=train)
-    require_known(max(int(windows.max()) for windows in tokens.tensors.values()), vocab_size=vocab_size)
+    with tempfile.TemporaryDirectory(prefix="espalier-") as name:
+        reader = Reader(tokenizer=tokenizer, data=request.data, folder=Path(name), processes=processes or num_cores())
+        packed = _pack(texts, reader, request, progress or (lambda packed, total: None))
+    tokens = Tokens(**packed)
+    require_known(max(int(windows.max()) for windows in packed.values()), vocab_size=vocab_size)
     return tokens
+
+
+def _pack(texts: Texts, reader: Reader, request: SearchRequest, progress: Progress) -> dict[str, Tensor]:
+    data, seen = request.data, set[int]() if len(texts.train) + len(texts.held_out) > 1 else None
+    held_out, rest = request.held_out_tokens, request.train_tokens_wanted
+    told = _Told(progress, total=held_out + rest)
+    if texts.held_out:
+        judges = _Packer(
+            Blend(texts.held_out, reader, tokens=held_out, seen=seen),
+            needed=held_out,
+            purpose="validation and test",
+            told=told,
+        )
+        teaches = _Packer(
+            Blend(texts.train, reader, tokens=rest, seen=seen),
+            needed=request.train_tokens_needed,
+            purpose="calibration and distillation",
+            told=told,
+        )
+    else:
+        judges = teaches = _Packer(
+            Blend(texts.train, reader, tokens=held_out + rest, seen=seen),
+            needed=request.tokens_needed,
+            purpose="calibration, validation, test and distillation",
+            told=told,
+        )
+    wanted = {
+        "validation": (judges, data.validation_samples, data.validation_samples),
+        "test": (judges, data.test_samples, data.test_samples),
+        "calibration": (teaches, data.calibration_samples, data.calibration_samples),
+        "train": (teaches, request.train_windows, request.fewest_train_windows),
+    }
+    return {
+        split: packer.take(reader.folder / split, (windows, data.sequence_length), at_least=at_least)
+        for split, (packer, windows, at_least) in wanted.items()
+    }
+
+
+def packing_key(texts: Texts, tokenizer: PreTrainedTokenizerBase, request: SearchRequest, *, vocab_size: int) -> str:
+    """A digest of all that `pack` makes its windows of: the texts' contents, the tokenizer, the sizes asked for.
+
+    Reads every file once. Texts are to be `workers.compress.corpus.pinned`.
+    """
+    how = {name: value for name, value in to_json(request.data).items() if name not in ("train", "validation")}
+    about = {
+        "packing": PACKING_VERSION,
+        "train": [[contents(text.source), text.share] for text in texts.train],
+        "held_out": [[contents(text.source), text.share] for text in texts.held_out],
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizers": version("tokenizers"),
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id],
+        "vocab_size": vocab_size,
+        "data": how,
+        "windows": [request.train_windows, request.fewest_train_windows],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def require_known(largest: int, *, vocab_size: int) -> None:
@@ -134,15 +201,6 @@ def require_known(largest: int, *, vocab_size: int) -> None:
         )
 
 
-def _windows(request: SearchRequest) -> dict[str, int]:
-    data = request.data
-    return {
-        "validation": data.validation_samples,
-        "test": data.test_samples,
-        "calibration": data.calibration_samples,
-    }
-
-
 def training_order(num_windows: int, *, total: int, seed: int) -> Tensor:
     """The order in which the training windows are seen, `total` in all: (total,).
 
@@ -153,119 +211,69 @@ def training_order(num_windows: int, *, total: int, seed: int) -> Tensor:
     return torch.cat(epochs)[:total]
 
 
-def read_documents(files: Sequence[Path], request: DataRequest) -> Iterator[str]:
-    """Every document of the files, stripped of surrounding whitespace, long ones cut into pieces; none is empty.
-
-    Raises:
-        InvalidRequest: a file is not UTF-8, or a line of JSONL is no object with a text in ``text_field``.
-    """
-    for file in files:
-        parts = _read_jsonl(file, request.text_field) if file.suffix == ".jsonl" else _read_text(file, request)
-        for part in parts:
-            yield from (piece for raw in cut(part.strip()) if (piece := raw.strip()))
+def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of each text, begun with BOS (or with EOS, which parts documents where a tokenizer has no BOS)."""
+    begin = beginning(tokenizer)
+    return (begin + ids for ids in encode(list(texts), tokenizer))
 
 
-def _read_text(file: Path, request: DataRequest) -> list[str]:
-    return _decode(file).split(request.document_separator)
+class _Told:
+    """Adds up what is packed, and tells."""
 
+    def __init__(self, progress: Progress, *, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._packed = 0
 
-def _read_jsonl(file: Path, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_decode(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)[text_field]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _bad_line(file, number, text_field) from error
-        if not isinstance(text, str):
-            raise _bad_line(file, number, text_field)
-        yield text
-
-
-def _decode(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            expected="text files in UTF-8",
-            got=f"{file.name}, byte {error.start}: {error.reason}",
-            where=_WHERE,
-        ) from error
-
-
-def _bad_line(file: Path, number: int, text_field: str) -> InvalidRequest:
-    return InvalidRequest(
-        expected=f"a JSON object with a text in its field {text_field!r} on every line",
-        got=f"{file.name}, line {number}",
-        where=("data", "text_field"),
-    )
-
-
-def cut(text: str) -> Iterator[str]:
-    """`text` whole, or in pieces that end at a paragraph, else at a line, else at a word, else anywhere."""
-    start = 0
-    while len(text) - start > LONGEST_PIECE:
-        end = _boundary(text, start + SHORTEST_PIECE, start + LONGEST_PIECE)
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
-def _boundary(text: str, first: int, last: int) -> int:
-    for mark in ("\n\n", "\n", " "):
-        found = text.find(mark, first, last)
-        if found >= 0:
-            return found + len(mark)
-    return last
-
-
-def _in_hash_order(documents: Iterator[str]) -> list[str]:
-    by_digest = {hashlib.sha256(_SALT + text.encode()).digest(): text for text in documents}
-    return [by_digest[digest] for digest in sorted(by_digest)]
-
-
-def tokenise(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of each document, begun with BOS (or with EOS, which parts documents where a tokenizer has no BOS)."""
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    prefix = [] if begin is None else [begin]
-    for first in range(0, len(documents), _DOCUMENTS_PER_CALL):
-        texts = list(documents[first : first + _DOCUMENTS_PER_CALL])
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        yield from (prefix + ids for ids in encoded["input_ids"])
+    def packed(self, tokens: int) -> None:
+        self._packed += tokens
+        self._progress(self._packed, self._total)
 
 
 class _Packer:
-    """Takes documents from a stream as splits need them, and knows what to say when they run out."""
+    """Takes documents as splits need them, and knows what to say when they run out.
 
-    def __init__(self, documents: Iterator[list[int]], request: SearchRequest) -> None:
-        self.documents = documents
-        self.sequence_length = request.data.sequence_length
-        self.needed = request.tokens_needed
-        self.seen = 0
+    Args:
+        documents: where they come from.
+        needed: tokens that will be taken, at least.
+        purpose: what for.
+        told: of every document that is packed.
+    """
 
-    def take(self, windows: int, *, at_least: int) -> Tensor:
-        """(windows, T), from documents that no other split sees; where they run out, as many windows as there are.
+    def __init__(self, documents: Blend, *, needed: int, purpose: str, told: _Told) -> None:
+        self._documents = documents
+        self._needed = needed
+        self._purpose = purpose
+        self._told = told
+        self._seen = 0
+
+    def take(self, path: Path, shape: tuple[int, int], *, at_least: int) -> Tensor:
+        """Windows of `shape` from documents that no other split sees, written to `path`; where they run out, as many
+        as there are.
 
         Raises:
             InsufficientText: they are fewer than `at_least`.
         """
-        wanted = windows * self.sequence_length
-        tokens = array("i")
-        while len(tokens) < wanted and (document := next(self.documents, None)) is not None:
-            tokens.extend(document)
-            self.seen += len(document)
-        found = min(windows, len(tokens) // self.sequence_length)
+        (windows, sequence_length), packed = shape, 0
+        wanted = windows * sequence_length
+        with path.open("wb") as file:
+            while packed < wanted and (document := self._documents.next()) is not None:
+                file.write(document[: wanted - packed].tobytes())
+                packed += len(document)
+                self._told.packed(len(document))
+        self._seen += packed
+        found = min(windows, packed // sequence_length)
         if found < at_least:
             raise self._insufficient()
-        self.needed += max(0, len(tokens) - wanted)  # the rest of the last document is no other split's
-        return torch.tensor(tokens[: found * self.sequence_length], dtype=torch.int32).view(found, -1)
+        self._needed += max(0, packed - wanted)  # the rest of the last document is no other split's
+        return torch.from_numpy(np.memmap(path, dtype=np.int32, mode="r+", shape=(found, sequence_length)))
 
     def _insufficient(self) -> InsufficientText:
         return InsufficientText(
-            expected=f"text of at least {self.needed} tokens (calibration, validation, test and distillation)",
-            got=self.seen,
-            where=_WHERE,
+            expected=f"text of at least {self._needed} tokens ({self._purpose})",
+            got=self._seen,
+            where=self._documents.ended,
             hint="Give more text, or lower distillation.tokens or the numbers of samples.",
-            needed=self.needed,
-            available=self.seen,
+            needed=self._needed,
+            available=self._seen,
         )

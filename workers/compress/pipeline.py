@@ -13,15 +13,17 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
@@ -32,10 +34,12 @@ from search.records import Measurement, Preparation, RunResult, SearchRecord
 from search.request import SearchRequest
 from search.selection import Selection
 from search.serialization import canonical_json, to_json
-from search.sources import resolve_teacher, resolve_text
+from search.sources import resolve_teacher
+from search.texts import Texts, resolve_texts
 from workers.compress import targets
 from workers.compress.checkpoint import fingerprint, parameters_of
-from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.corpus import pinned
+from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.head import head_of
@@ -50,6 +54,10 @@ from workers.compress.teacher import Teacher, check_finite, load_teacher
 
 Split = Literal["validation", "test"]
 
+log = structlog.get_logger(__name__)
+
+_SECONDS_BETWEEN_LOGS = 5
+
 #: Splits on which students meet the teacher.
 TAUGHT = ("train", "validation", "test")
 
@@ -60,6 +68,7 @@ def prepare(
     model_roots: Sequence[Path],
     data_roots: Sequence[Path],
     artifacts: ArtifactStore,
+    allow_hub: bool = False,
     device: str = "cpu",
 ) -> Preparation:
     """Everything that a search's candidates share.
@@ -72,8 +81,10 @@ def prepare(
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         check_finite(teacher)
     with clock("pack_text"):
-        files, tokenizer = resolve_text(request.data.train, data_roots).files, load_tokenizer(teacher.path)
-        tokens = pack(files, tokenizer, request, vocab_size=teacher.architecture.vocab_size)
+        texts = resolve_texts(request.data, data_roots, allow_hub=allow_hub)
+        tokenizer = load_tokenizer(teacher.path)
+        tokens_artifact = _keep_tokens(texts, tokenizer, request, artifacts, teacher.architecture.vocab_size)
+        tokens = Tokens.load(artifacts.local_path(tokens_artifact))
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, teacher)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
@@ -83,7 +94,6 @@ def prepare(
             for split, windows in (("validation", tokens.validation), ("test", tokens.test))
         } | judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
-    tokens_artifact = store_tensors(tokens.tensors, artifacts)
     with clock("run_teacher"):
         target_artifacts = _keep_targets(teacher, identity.digest, tokens, request, artifacts)
     with clock("score_importance"):  # last, so that what was found is referred to soon
@@ -101,6 +111,37 @@ def prepare(
         target_artifacts=target_artifacts,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
+
+
+def _keep_tokens(
+    texts: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    request: SearchRequest,
+    artifacts: ArtifactStore,
+    vocab_size: int,
+) -> str:
+    """The artifact of the windows: one that an earlier search packed, where there is one."""
+    texts = pinned(texts)
+    key = packing_key(texts, tokenizer, request, vocab_size=vocab_size)
+    found = artifacts.recall(key)
+    if found is None:
+        tokens = pack(texts, tokenizer, request, vocab_size=vocab_size, progress=_log_now_and_then())
+        found = store_tensors(tokens.tensors, artifacts)
+        artifacts.remember(key, found)
+    return found
+
+
+def _log_now_and_then() -> Callable[[int, int], None]:
+    """Logs how far the packing is, every few seconds."""
+    last = time.monotonic()
+
+    def progress(packed: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LOGS:
+            last = time.monotonic()
+            log.info("packing text", tokens=packed, of=total)
+
+    return progress
 
 
 def _scores(

@@ -5,26 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers import processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from search.errors import InsufficientText, InvalidRequest, UnusableTeacher
+from search.errors import InsufficientText, UnusableTeacher
 from search.request import BudgetRequest, DataRequest, DistillationRequest, SearchRequest, TeacherRequest
+from search.sources import TextSource
+from search.texts import BlendedText, Texts
 from tests.support.teachers import SEPARATOR, make_documents, make_text, make_tokenizer
-from workers.compress.data import (
-    LONGEST_PIECE,
-    SHORTEST_PIECE,
-    SPLITS,
-    Tokens,
-    cut,
-    load_tokenizer,
-    pack,
-    read_documents,
-    training_order,
-)
+from workers.compress.data import SPLITS, Tokens, load_tokenizer, pack, packing_key, training_order
 
 DATA = DataRequest(train="any", sequence_length=32, calibration_samples=4, validation_samples=6, test_samples=5)
 REQUEST = SearchRequest(
@@ -36,7 +27,7 @@ REQUEST = SearchRequest(
 BOS = 0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     path = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer(path)
@@ -48,8 +39,14 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_text(tmp_path_factory.mktemp("text") / "stories.txt", documents=120)
 
 
+def texts_of(files: Sequence[Path]) -> Texts:
+    """One text of those files."""
+    source = TextSource(files=tuple(files), num_bytes=sum(file.stat().st_size for file in files))
+    return Texts(train=(BlendedText(source=source, share=1.0, where=("data", "train")),), held_out=())
+
+
 def packed(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, request: SearchRequest = REQUEST) -> Tokens:
-    return pack(files, tokenizer, request, vocab_size=256)
+    return pack(texts_of(files), tokenizer, request, vocab_size=256)
 
 
 def documents_in(windows: Tensor) -> list[tuple[int, ...]]:
@@ -191,13 +188,14 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
     stories: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(UnusableTeacher, match="vocab_size = 20"):
-        pack([stories], tokenizer, REQUEST, vocab_size=20)
+        pack(texts_of([stories]), tokenizer, REQUEST, vocab_size=20)
 
 
 def test_documents_without_bos_are_begun_with_eos(stories: Path, tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     tokenizer.bos_token = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     assert packed([stories], tokenizer).train.flatten().tolist().count(1) > 20
 
 
@@ -206,65 +204,100 @@ def test_a_directory_without_a_tokenizer_is_no_teacher(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-# Reading.
+# Several texts.
 
 
-def test_documents_are_stripped_and_empty_ones_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text(f"  one\n{SEPARATOR}\n\n{SEPARATOR}two\nlines {SEPARATOR}")
-    assert list(read_documents([tmp_path / "a.txt"], DATA)) == ["one", "two\nlines"]
+def blended(*parts: tuple[Path, float], validation: Path | None = None) -> Texts:
+    train = tuple(replace(texts_of([file]).train[0], share=share) for file, share in parts)
+    return Texts(train=train, held_out=() if validation is None else texts_of([validation]).train)
 
 
-def test_another_separator_and_another_field_may_be_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n---\ntwo")
-    (tmp_path / "b.jsonl").write_text('{"body": "three"}\n\n{"body": "four", "text": "not this"}\n')
-    request = replace(DATA, document_separator="---", text_field="body")
-    found = list(read_documents([tmp_path / "a.txt", tmp_path / "b.jsonl"], request))
-    assert found == ["one", "two", "three", "four"]
+def write(path: Path, texts: Sequence[str]) -> Path:
+    path.write_text(SEPARATOR.join(texts))
+    return path
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 3}', "null"])
-def test_a_line_of_jsonl_without_the_text_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
-    with pytest.raises(InvalidRequest, match=r"a\.jsonl, line 2") as caught:
-        list(read_documents([tmp_path / "a.jsonl"], DATA))
-    assert caught.value.where == ("data", "text_field")
+def encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[tuple[int, ...]]:
+    return {tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts}
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InvalidRequest, match=r"a\.txt, byte 3"):
-        list(read_documents([tmp_path / "a.txt"], DATA))
+def test_every_split_holds_documents_of_every_text_of_a_blend(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = make_documents(200)
+    files = [write(tmp_path / "a.txt", texts[:100]), write(tmp_path / "b.txt", texts[100:])]
+    tokens = pack(blended((files[0], 0.5), (files[1], 0.5)), tokenizer, REQUEST, vocab_size=256)
+    known = [encoded(texts[:100], tokenizer), encoded(texts[100:], tokenizer)]
+    for split, windows in tokens.tensors.items():
+        *whole, _ = documents_in(windows)
+        assert all(any(document in each for document in whole) for each in known), split
 
 
-def test_one_long_file_without_separators_becomes_many_documents(tmp_path: Path) -> None:
-    book = "\n\n".join(make_documents(600))
-    (tmp_path / "book.txt").write_text(book)
-    pieces = list(read_documents([tmp_path / "book.txt"], DATA))
-    assert len(pieces) > 5
-    assert "\n\n".join(pieces) == book
+def test_what_is_held_out_may_be_another_text_and_is_not_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, stories: Path
+) -> None:
+    held_out = write(tmp_path / "held_out.txt", make_documents(120)[:40])
+    tokens = pack(blended((stories, 1.0), validation=held_out), tokenizer, REQUEST, vocab_size=256)
+    alone = packed([held_out], tokenizer, replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=64)))
+    assert torch.equal(tokens.validation, alone.validation)
+    assert torch.equal(tokens.test, alone.test)
+    judged = {document for split in ("validation", "test") for document in documents_in(tokens.tensors[split])}
+    taught = {document for split in ("calibration", "train") for document in documents_in(tokens.tensors[split])}
+    assert len(taught) > 15
+    assert not judged & taught
 
 
-# Cutting.
+def test_the_text_that_is_too_short_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, stories: Path) -> None:
+    few = write(tmp_path / "few.txt", make_documents(3, seed=9))
+    with pytest.raises(InsufficientText, match=r"\(validation and test\)"):
+        pack(blended((stories, 1.0), validation=few), tokenizer, REQUEST, vocab_size=256)
+    parts = blended((stories, 0.5), (few, 0.5))
+    named = Texts(train=(parts.train[0], replace(parts.train[1], where=("data", "train", 1, "path"))), held_out=())
+    with pytest.raises(InsufficientText) as caught:
+        pack(named, tokenizer, REQUEST, vocab_size=256)
+    assert caught.value.where == ("data", "train", 1, "path")
 
 
-@given(st.text(alphabet="ab \n", max_size=40).map(lambda seed: (seed + "-") * 3_000))
-def test_pieces_put_together_are_the_text_and_none_is_too_long(text: str) -> None:
-    pieces = list(cut(text))
-    assert "".join(pieces) == text
-    assert all(SHORTEST_PIECE <= len(piece) <= LONGEST_PIECE for piece in pieces[:-1])
-    assert len(pieces[-1]) <= LONGEST_PIECE
+# What windows are known by.
 
 
-def test_a_cut_is_at_a_paragraph_else_a_line_else_a_word_else_anywhere() -> None:
-    def first_piece(mark: str) -> str:
-        text = "x" * 10_000 + mark + "x" * 10_000
-        return next(cut(text))
+def test_the_key_follows_from_all_that_the_windows_follow_from_and_from_nothing_else(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, stories: Path
+) -> None:
+    def key(files: Sequence[Path] = (stories,), request: SearchRequest = REQUEST, vocab_size: int = 256) -> str:
+        return packing_key(texts_of(files), tokenizer, request, vocab_size=vocab_size)
 
-    assert first_piece(" a\nb\n\nc") == "x" * 10_000 + " a\nb\n\n"
-    assert first_piece(" a\nb") == "x" * 10_000 + " a\n"
-    assert first_piece(" a") == "x" * 10_000 + " "
-    assert first_piece("") == "x" * LONGEST_PIECE
-    assert list(cut("x" * LONGEST_PIECE)) == ["x" * LONGEST_PIECE]
+    copy = write(tmp_path / "copy.txt", [stories.read_text()])
+    named_otherwise = replace(REQUEST, data=replace(DATA, train="other"), budgets=(BudgetRequest(ratio=0.7),))
+    assert key() == key([copy]) == key(request=named_otherwise)
+    others = [
+        key([stories, copy]),
+        key(vocab_size=257),
+        key(request=replace(REQUEST, data=replace(DATA, sequence_length=64))),
+        key(request=replace(REQUEST, data=replace(DATA, text_field="body"))),
+        key(request=replace(REQUEST, distillation=replace(REQUEST.distillation, tokens=32 * 20))),
+        key(request=replace(REQUEST, distillation=replace(REQUEST.distillation, max_epochs=2))),
+        packing_key(blended((stories, 1.0), validation=stories), tokenizer, REQUEST, vocab_size=256),
+        packing_key(blended((stories, 0.5), (stories, 0.5)), tokenizer, REQUEST, vocab_size=256),
+    ]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    others.append(key())
+    assert len({key(), *others}) == len(others)  # the last one is the present one
+
+
+def test_progress_is_told_to_the_end(stories: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    told: list[tuple[int, int]] = []
+    pack(
+        texts_of([stories]),
+        tokenizer,
+        REQUEST,
+        vocab_size=256,
+        progress=lambda packed, total: told.append((packed, total)),
+    )
+    counts = [packed for packed, _ in told]
+    assert counts == sorted(counts)
+    assert {total for _, total in told} == {(4 + 6 + 5 + 40) * 32}
+    assert counts[-1] >= told[-1][1]
 
 
 # Order.
@@ -296,5 +329,5 @@ def test_real_stories_are_packed_the_same_everywhere(data_dir: Path) -> None:
     data = DataRequest(train="tinystories", calibration_samples=128)
     request = replace(REQUEST, data=data, distillation=DistillationRequest())
     files = sorted((data_dir / "corpora" / "tinystories").glob("*.txt"))
-    tokens = pack(files, tokenizer, request, vocab_size=512)
+    tokens = pack(texts_of(files), tokenizer, request, vocab_size=512)
     assert tokens.digest == "b4ca113422f22c2d1837cebc9d2ec18d8d79d977ff768452ffcc13fa2c1eab73"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.counting import parameters
-from search.errors import CandidateFailed, InsufficientText, UnusableTeacher
+from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, UnusableTeacher
 from search.evaluation import EvaluationRequest, LatencyRequest
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
@@ -21,6 +21,7 @@ from search.serialization import from_json
 from tests.support.homes import REQUEST, Home, task_for, with_learning_rate
 from tests.support.teachers import make_teacher
 from workers.compress import pipeline, targets
+from workers.compress.data import Tokens, pack
 from workers.compress.evaluate import held_out
 from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
@@ -93,6 +94,32 @@ def test_preparing_twice_gives_the_same_artifacts(home: Home, search: SearchReco
     assert again is not None
     for field in ("teacher_digest", "data_digest", "tokens_artifact", "importance_artifact", "teacher_metrics"):
         assert getattr(again, field) == getattr(search.preparation, field)
+
+
+def test_two_searches_on_the_same_text_pack_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, packed = Home(tmp_path), list[object]()
+
+    def count(*args: Any, **keywords: Any) -> Tokens:
+        packed.append(args)
+        return pack(*args, **keywords)
+
+    monkeypatch.setattr(pipeline, "pack", count)
+    first = prepared(home).preparation
+    second = prepared(home, home.search(replace(REQUEST, budgets=(BudgetRequest(ratio=0.6),)))).preparation
+    assert first is not None
+    assert second is not None
+    assert len(packed) == 1
+    assert second.tokens_artifact == first.tokens_artifact
+    assert second.data_digest == first.data_digest
+    (home.data / "more.jsonl").write_text('{"text": "One more."}')
+    prepared(home, home.search(replace(REQUEST, data=replace(REQUEST.data, train="."))))
+    assert len(packed) == 2
+
+
+def test_text_of_the_hub_is_refused_by_the_worker_too(home: Home, search: SearchRecord) -> None:
+    from_hub = replace(search.request, data=replace(REQUEST.data, train="hf://datasets/owner/name"))
+    with pytest.raises(ForbiddenSource, match="ESPALIER_ALLOW_HUB"):
+        prepared(home, replace(search, request=from_hub))
 
 
 def stored_scores(home: Home, request: SearchRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:

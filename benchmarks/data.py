@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Thread
 
-from search.request import BudgetRequest, DataRequest, DistillationRequest, SearchRequest, TeacherRequest
+from search.data import DataRequest
+from search.request import BudgetRequest, DistillationRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource, resolve_text
 from search.texts import BlendedText, Texts
 from workers.compress.corpus import read_documents

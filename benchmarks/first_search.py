@@ -21,11 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
+from search.data import DataRequest
 from search.errors import EspalierError
 from search.ranking import kendall_tau
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     SearchRequest,
     StrategyRequest,

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from benchmarks.first_search import REPORTS, machine, versions
 from search.architecture import Architecture
 from search.counting import parameters
-from search.request import BudgetRequest, DataRequest, DistillationRequest, SearchRequest, TeacherRequest
+from search.data import DataRequest
+from search.request import BudgetRequest, DistillationRequest, SearchRequest, TeacherRequest
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
 from workers.compress.data import Tokens, load_tokenizer, pack

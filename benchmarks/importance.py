@@ -22,9 +22,9 @@ import torch
 from benchmarks.first_search import REPORTS, machine, versions
 from search.architecture import Architecture
 from search.counting import parameters
+from search.data import DataRequest
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     ImportanceRequest,
     SearchRequest,

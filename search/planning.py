@@ -41,6 +41,8 @@ class Plan:
 
     new_search: NewSearch
     texts: Texts
+    #: What training windows are selected by; None where all are taken.
+    reference: Architecture | None
     space: SearchSpace
     #: For each budget, in the request's order.
     feasible: tuple[FeasibleSet, ...]
@@ -63,6 +65,7 @@ def plan(
     teacher = _teacher(request, source)
     _check_lengths(request, teacher)
     texts = _texts(request, data_roots, allow_hub=allow_hub)
+    reference = _reference(request, model_roots)
     task_bytes = _task_bytes(request.importance, data_roots)
     evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
     space = SearchSpace.from_request(teacher.architecture, request.space)
@@ -73,6 +76,7 @@ def plan(
     return Plan(
         new_search=new_search,
         texts=texts,
+        reference=reference,
         space=space,
         feasible=feasible,
         task_bytes=task_bytes,
@@ -122,6 +126,16 @@ def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
             got=latency.prompt_tokens + latency.new_tokens,
             where=("evaluation", "latency"),
         )
+
+
+def _reference(request: SearchRequest, model_roots: Sequence[Path]) -> Architecture | None:
+    if request.data.selection is None:
+        return None
+    with _seen_from("data", "selection", "reference"):
+        source = resolve_teacher(request.data.selection.reference, model_roots)
+        architecture = family_of(source.config).parse(source.config)
+        check_parameters(source.tensors, architecture)
+        return architecture
 
 
 def _texts(request: SearchRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> Texts:
@@ -249,7 +263,8 @@ class CostEstimate:
     keep what comes out, they run beside every candidate. On tasks, two of the student and once a search one of the
     teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
     removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
-    text. Tasks are taken for as many tokens as they have bytes."""
+    text. Selection: one of the teacher and one of the reference over the windows that are selected from. Tasks are
+    taken for as many tokens as they have bytes."""
     target_bytes: int
     """What is kept of the teacher's outputs, at four bytes a value; a teacher in bfloat16 takes half of it."""
     targets_pay_from: int
@@ -323,7 +338,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
     once = _scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes + is_kept * taught_tokens
-    flops = teacher_flops * once
+    flops = teacher_flops * once + _selection_flops(planned, teacher_flops)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
         distillation = request.distillation.tokens * (3 * student_flops + target_flops)
@@ -341,6 +356,16 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
         assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
     )
+
+
+def _selection_flops(planned: Plan, teacher_flops: int) -> float:
+    """Of both models' forward passes over the windows that are selected from."""
+    if planned.reference is None:
+        return 0
+    request = planned.new_search.request
+    sequence_length = request.data.sequence_length
+    reference_flops = flops_per_token(planned.reference, sequence_length=sequence_length)
+    return request.read_windows * sequence_length * (teacher_flops + reference_flops)
 
 
 def _scored_tokens(planned: Plan, calibration_tokens: int) -> float:

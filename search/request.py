@@ -4,12 +4,14 @@ Each class checks itself; what needs the teacher's config or the file system is 
 Field docstrings become the descriptions in the OpenAPI document.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 from search.architecture import AXES
+from search.data import DataRequest
 from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.schema import SCHEMA as _SCHEMA
@@ -172,68 +174,6 @@ class SpaceRequest:
         if asked is None:
             return None
         return asked.values if isinstance(asked, Range) else tuple(sorted(set(asked)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightedText:
-    """A text of a blend."""
-
-    __pydantic_config__: ClassVar[Any] = _SCHEMA
-
-    path: str
-    """Of a file or directory, as for `train`."""
-    weight: float = 1.0
-    """Its part of the tokens, in relation to the other weights."""
-
-    def __post_init__(self) -> None:
-        _require(bool(self.path), expected="a path below a data root", got=self.path, where="path")
-        _require(1e-6 <= self.weight <= 1e6, expected="from 0.000001 to 1000000", got=self.weight, where="weight")
-
-
-TextRequest = str | tuple[WeightedText, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataRequest:
-    """The text that calibrates, trains and judges."""
-
-    __pydantic_config__: ClassVar[Any] = _SCHEMA
-
-    train: TextRequest
-    """A text file or a directory of .txt, .jsonl and .parquet files, as a path below one of the server's data roots.
-    Where the server allows it, a dataset of the Hugging Face hub: `hf://datasets/owner/name`, with a revision
-    (`@main`) and a folder in it (`/data`) if need be. A list of such texts with weights is a blend: documents are
-    taken from each in proportion, counted in tokens, until the first of them ends."""
-    validation: TextRequest | None = None
-    """Text of the validation and test windows; where there is none, they are held out of `train`. What is found in both
-    is not trained on."""
-    text_field: str = "text"
-    """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text."""
-    document_separator: str = "<|endoftext|>"
-    """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
-    sequence_length: int = 256
-    """Tokens in a packed window."""
-    calibration_samples: int = 1_024
-    """Windows that the importance pass reads."""
-    validation_samples: int = 256
-    """Held-out windows on which candidates are ranked."""
-    test_samples: int = 128
-    """Held-out windows, disjoint from all others, on which a candidate is also measured."""
-
-    def __post_init__(self) -> None:
-        for name in ("train", "validation"):
-            text: TextRequest | None = getattr(self, name)
-            _require(text is None or len(text) > 0, expected="a path below a data root", got=text, where=name)
-        _require(
-            bool(self.document_separator),
-            expected="a text that is not empty",
-            got=self.document_separator,
-            where="document_separator",
-        )
-        for name in ("sequence_length", "calibration_samples", "validation_samples", "test_samples"):
-            smallest = 2 if name == "sequence_length" else 1
-            value = getattr(self, name)
-            _require(value >= smallest, expected=f"at least {smallest}", got=value, where=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -481,12 +421,31 @@ class SearchRequest:
     @property
     def train_tokens_needed(self) -> int:
         """The fewest tokens that will do for the rest: calibration and the brief run."""
-        return (self.data.calibration_samples + self.fewest_train_windows) * self.data.sequence_length
+        return (self.data.calibration_samples + self.fewest_read_windows) * self.data.sequence_length
 
     @property
     def train_tokens_wanted(self) -> int:
         """The same where no window is trained on twice."""
-        return (self.data.calibration_samples + self.train_windows) * self.data.sequence_length
+        return (self.data.calibration_samples + self.read_windows) * self.data.sequence_length
+
+    @property
+    def read_windows(self) -> int:
+        """Training windows before `data.selection`, where none is trained on twice."""
+        return self._before_selection(self.train_windows)
+
+    @property
+    def fewest_read_windows(self) -> int:
+        """The fewest that will do."""
+        return self._before_selection(self.fewest_train_windows)
+
+    def _before_selection(self, windows: int) -> int:
+        return math.ceil(windows / self.data.selection.ratio) if self.data.selection else windows
+
+    def windows_kept(self, read: int) -> int:
+        """How many of `read` training windows `data.selection` leaves; enough, where they were enough."""
+        if self.data.selection is None:
+            return read
+        return min(self.train_windows, max(self.fewest_train_windows, int(read * self.data.selection.ratio)))
 
     @property
     def train_windows(self) -> int:

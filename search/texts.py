@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from search.data import DataRequest, TextRequest, WeightedText
 from search.errors import ForbiddenSource, InvalidInput, InvalidRequest
-from search.request import DataRequest, TextRequest, WeightedText
 from search.sources import TextSource, resolve_text
 
 _HUB = "hf://"

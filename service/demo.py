@@ -18,10 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from search.data import DataRequest
 from search.errors import EspalierError
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     SearchRequest,
     StrategyRequest,

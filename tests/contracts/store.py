@@ -13,6 +13,7 @@ import pytest
 from search.architecture import Architecture
 from search.budget import Budget
 from search.counting import non_embedding_parameters, parameters
+from search.data import DataRequest
 from search.errors import IdempotencyMismatch, IllegalTransition, LeaseLost, NotFound, NotReady
 from search.ports import Store
 from search.records import (
@@ -30,7 +31,7 @@ from search.records import (
     RunState,
     TeacherRecord,
 )
-from search.request import BudgetRequest, DataRequest, SearchRequest, StrategyRequest, TeacherRequest
+from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
 from tests.support.architectures import llama
 from tests.support.clock import ManualClock
 

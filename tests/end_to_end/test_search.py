@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from search.data import DataRequest
 from search.planning import plan
 from search.records import CandidateRecord, JobState, RunState, SearchRecord
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     LimitsRequest,
     SearchRequest,

@@ -206,6 +206,25 @@ def test_text_that_is_held_out_need_not_be_in_the_training_text(roots: Path) -> 
     refused(roots, InsufficientText, "data.validation", data=data)
 
 
+def test_selection_costs_a_pass_of_teacher_and_reference_over_what_is_read(roots: Path) -> None:
+    write_model(roots / "reference", num_hidden_layers=1)
+    (roots / "text.txt").write_text("x" * (TOKENS_NEEDED + 3 * 64))
+    selection = {"reference": "reference", "ratio": 0.25}
+    planned = make_plan(roots, data=BODY["data"] | {"selection": selection})
+    assert planned.reference is not None
+    assert planned.reference.num_hidden_layers == 1
+    passes = [flops_per_token(each, sequence_length=8) for each in (ARCHITECTURE, planned.reference)]
+    more = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
+    assert more == pytest.approx(4 * 64 * sum(passes))
+    (roots / "text.txt").write_text("x" * (TOKENS_NEEDED + 3 * 64 - 1))
+    refused(roots, InsufficientText, "data.train", data=BODY["data"] | {"selection": selection})
+
+
+def test_a_reference_that_is_not_there_is_refused_at_its_place(roots: Path) -> None:
+    data = BODY["data"] | {"selection": {"reference": "absent", "ratio": 1.0}}
+    refused(roots, SourceNotFound, "data.selection.reference", data=data)
+
+
 def test_how_much_compressed_text_and_the_hub_hold_is_not_known_yet(roots: Path) -> None:
     (roots / "text.parquet").write_bytes(b"1")
     make_plan(roots, data=BODY["data"] | {"train": "text.parquet"})

@@ -1,5 +1,6 @@
 """`search.request`: what is refused where, and the round trip through JSON."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from search.data import DataRequest, SelectionRequest, TextRequest, WeightedText
 from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest, LatencyRequest, task_name
 from search.request import (
     MAX_SEED,
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     ImportanceRequest,
     LimitsRequest,
@@ -21,9 +22,7 @@ from search.request import (
     SpaceRequest,
     StrategyRequest,
     TeacherRequest,
-    TextRequest,
     Tolerance,
-    WeightedText,
     WidthScore,
 )
 from search.serialization import canonical_json, from_json, to_json
@@ -62,6 +61,7 @@ def requests(draw: st.DrawFn) -> SearchRequest:
         data=DataRequest(
             train=draw(st.sampled_from(_TEXTS)),
             validation=draw(st.none() | st.sampled_from(_TEXTS)),
+            selection=draw(st.sampled_from([None, SelectionRequest(reference="small")])),
             sequence_length=window,
         ),
         evaluation=EvaluationRequest(
@@ -90,6 +90,23 @@ def test_the_smallest_submission_gets_defaults() -> None:
     assert request.tokens_needed == (1_024 + 256 + 128) * 256 + 819_200 // 4
     assert request.tokens_needed == request.held_out_tokens + request.train_tokens_needed
     assert request.train_tokens_wanted == 1_024 * 256 + 819_200
+
+
+@given(st.integers(1, 10_000), st.integers(1, 8), st.floats(0.001, 1))
+def test_what_is_read_is_enough_for_what_selection_keeps(windows: int, epochs: int, ratio: float) -> None:
+    request = SearchRequest(
+        teacher=TeacherRequest(model="any"),
+        budgets=(BudgetRequest(ratio=0.5),),
+        data=DataRequest(train="t", sequence_length=2, selection=SelectionRequest(reference="small", ratio=ratio)),
+        distillation=DistillationRequest(tokens=2 * windows, batch_tokens=2, max_epochs=epochs),
+    )
+    fewest = -(-windows // epochs)
+    assert fewest / ratio <= request.fewest_read_windows <= fewest / ratio + 1
+    assert request.windows_kept(request.fewest_read_windows) == fewest
+    assert request.windows_kept(request.read_windows) in (windows - 1, windows)
+    assert request.windows_kept(10 * request.read_windows) == windows
+    whole = replace(request, data=replace(request.data, selection=None))
+    assert (whole.read_windows, whole.windows_kept(7)) == (windows, 7)
 
 
 @pytest.mark.parametrize("where", [(), ("teacher",), ("budgets", 0), ("data",)])
@@ -126,6 +143,9 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (DataRequest, {"train": ""}, "train"),
         (DataRequest, {"train": ()}, "train"),
         (DataRequest, {"train": "t", "validation": ""}, "validation"),
+        (SelectionRequest, {"reference": ""}, "reference"),
+        (SelectionRequest, {"reference": "small", "ratio": 0.0}, "ratio"),
+        (SelectionRequest, {"reference": "small", "ratio": 1.1}, "ratio"),
         (WeightedText, {"path": ""}, "path"),
         (WeightedText, {"path": "t", "weight": 0.0}, "weight"),
         (WeightedText, {"path": "t", "weight": float("inf")}, "weight"),

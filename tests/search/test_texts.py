@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from search.data import DataRequest, TextRequest, WeightedText
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound
-from search.request import DataRequest, TextRequest, WeightedText
 from search.sources import resolve_text
 from search.texts import HubDataset, resolve_texts
 

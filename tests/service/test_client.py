@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from search.data import DataRequest
 from search.records import JobState
-from search.request import BudgetRequest, DataRequest, SearchRequest, TeacherRequest
+from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from service import client as client_module
 from service.client import (
     ApiError,

@@ -14,12 +14,12 @@ from typing import Any
 
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
+from search.data import DataRequest
 from search.planning import feasible_sets, plan
 from search.ports import EvaluationTask
 from search.records import CandidateRecord, JobState, NewSearch, Progress, SearchRecord
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     LimitsRequest,
     SearchRequest,

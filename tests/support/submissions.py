@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from search.architecture import Architecture
 from search.budget import Budget
 from search.counting import parameters
+from search.data import DataRequest
 from search.records import NewSearch, TeacherRecord
 from search.request import (
     BudgetRequest,
-    DataRequest,
     LimitsRequest,
     SearchRequest,
     StrategyKind,

@@ -19,12 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
+from search.data import DataRequest
 from search.planning import plan
 from search.ports import EvaluationTask
 from search.records import JobState, Progress, RunResult, SearchRecord
 from search.request import (
     BudgetRequest,
-    DataRequest,
     DistillationRequest,
     ImportanceRequest,
     SearchRequest,

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from search.data import DataRequest
 from search.errors import ForbiddenSource, InvalidInput, InvalidRequest, SourceNotFound
-from search.request import DataRequest
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset, Texts
 

@@ -107,8 +107,8 @@ def pack(
     progress: Progress | None = None,
     processes: int | None = None,
 ) -> Tokens:
-    """The four splits, with exactly as many windows as the request asks for; of training windows, if the text holds
-    fewer, all that there are. They are mapped into memory from files that have no name any more.
+    """The four splits, with exactly as many windows as the request asks for; of training windows, not yet selected, if
+    the text holds fewer, all that there are. They are mapped into memory from files that have no name any more.
 
     Args:
         texts: what is read. Of a blend, documents come from each text in proportion until the first ends.
@@ -159,7 +159,7 @@ def _pack(texts: Texts, reader: Reader, request: SearchRequest, progress: Progre
         "validation": (judges, data.validation_samples, data.validation_samples),
         "test": (judges, data.test_samples, data.test_samples),
         "calibration": (teaches, data.calibration_samples, data.calibration_samples),
-        "train": (teaches, request.train_windows, request.fewest_train_windows),
+        "train": (teaches, request.read_windows, request.fewest_read_windows),
     }
     return {
         split: packer.take(reader.folder / split, (windows, data.sequence_length), at_least=at_least)
@@ -172,7 +172,9 @@ def packing_key(texts: Texts, tokenizer: PreTrainedTokenizerBase, request: Searc
 
     Reads every file once. Texts are to be `workers.compress.corpus.pinned`.
     """
-    how = {name: value for name, value in to_json(request.data).items() if name not in ("train", "validation")}
+    how = {
+        name: value for name, value in to_json(request.data).items() if name not in ("train", "validation", "selection")
+    }
     about = {
         "packing": PACKING_VERSION,
         "train": [[contents(text.source), text.share] for text in texts.train],
@@ -182,7 +184,7 @@ def packing_key(texts: Texts, tokenizer: PreTrainedTokenizerBase, request: Searc
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id],
         "vocab_size": vocab_size,
         "data": how,
-        "windows": [request.train_windows, request.fewest_train_windows],
+        "windows": [request.read_windows, request.fewest_read_windows],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from search.data import DataRequest
 from search.errors import InvalidInput
-from search.request import DataRequest
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset
 from workers.compress.corpus import END, pieces_between, quiet_datasets

@@ -11,8 +11,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search.data import DataRequest
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound
-from search.request import DataRequest
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset, Texts
 from tests.support.teachers import SEPARATOR, make_documents, make_text

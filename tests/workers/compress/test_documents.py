@@ -6,8 +6,8 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
+from search.data import DataRequest
 from search.errors import InvalidRequest
-from search.request import DataRequest
 from search.sources import TextSource
 from search.texts import BlendedText
 from tests.support.teachers import SEPARATOR, make_documents, make_tokenizer

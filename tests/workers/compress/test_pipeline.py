@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search.counting import parameters
+from search.data import SelectionRequest
 from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, UnusableTeacher
 from search.evaluation import EvaluationRequest, LatencyRequest
 from search.planning import feasible_sets
@@ -114,6 +115,29 @@ def test_two_searches_on_the_same_text_pack_it_once(tmp_path: Path, monkeypatch:
     (home.data / "more.jsonl").write_text('{"text": "One more."}')
     prepared(home, home.search(replace(REQUEST, data=replace(REQUEST.data, train="."))))
     assert len(packed) == 2
+
+
+def test_training_windows_are_selected_once_and_no_others(
+    home: Home, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_teacher(home.models / "small", seed=1, num_hidden_layers=1)
+    selection = SelectionRequest(reference="small", ratio=0.25)
+    asked = home.search(replace(REQUEST, data=replace(REQUEST.data, selection=selection)))
+    chosen, plain = prepared(home, asked), bench_of(home, search)
+    tokens, preparation = bench_of(home, chosen).tokens, chosen.preparation
+    assert preparation is not None
+    assert preparation.train_tokens == TOTAL
+    for split in ("validation", "test", "calibration"):
+        assert torch.equal(tokens.tensors[split], plain.tokens.tensors[split]), split
+    places = replace(REQUEST.distillation, tokens=4 * TOTAL)
+    read = bench_of(home, prepared(home, home.search(replace(REQUEST, distillation=places)))).tokens.train
+    among = [window for window in read.tolist() if window in tokens.train.tolist()]
+    assert among == tokens.train.tolist()
+    assert among != read[: len(among)].tolist()
+    monkeypatch.setattr(pipeline, "best_windows", None)  # not called again
+    again = prepared(home, asked).preparation
+    assert again is not None
+    assert again.tokens_artifact == preparation.tokens_artifact
 
 
 def test_text_of_the_hub_is_refused_by_the_worker_too(home: Home, search: SearchRecord) -> None:

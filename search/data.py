@@ -1,0 +1,92 @@
+"""The text of a request: what it is called, how it is written, cut up and chosen from.
+
+Each class checks itself; that the text is there and long enough is checked by `search.planning`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from search.schema import SCHEMA as _SCHEMA
+from search.schema import require as _require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedText:
+    """A text of a blend."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    path: str
+    """Of a file or directory, as for `train`."""
+    weight: float = 1.0
+    """Its part of the tokens, in relation to the other weights."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path), expected="a path below a data root", got=self.path, where="path")
+        _require(1e-6 <= self.weight <= 1e6, expected="from 0.000001 to 1000000", got=self.weight, where="weight")
+
+
+TextRequest = str | tuple[WeightedText, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionRequest:
+    """Difference sampling (arXiv 2410.17215): of the training windows, those are kept that the teacher predicts better
+    than a small model does, by the most. Costs a forward pass of both over 1 / `ratio` times the windows, once."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    reference: str
+    """The small model: a Hugging Face model directory with the teacher's tokenizer, as a path below one of the server's
+    model roots."""
+    ratio: float = 0.5
+    """The share of the windows that is kept."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.reference), expected="a path below a model root", got=self.reference, where="reference")
+        _require(0.001 <= self.ratio <= 1, expected="from 0.001 to 1", got=self.ratio, where="ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRequest:
+    """The text that calibrates, trains and judges."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    train: TextRequest
+    """A text file or a directory of .txt, .jsonl and .parquet files, as a path below one of the server's data roots.
+    Where the server allows it, a dataset of the Hugging Face hub: `hf://datasets/owner/name`, with a revision
+    (`@main`) and a folder in it (`/data`) if need be. A list of such texts with weights is a blend: documents are
+    taken from each in proportion, counted in tokens, until the first of them ends."""
+    validation: TextRequest | None = None
+    """Text of the validation and test windows; where there is none, they are held out of `train`. What is found in both
+    is not trained on."""
+    selection: SelectionRequest | None = None
+    """How training windows are chosen; where there is none, as they come."""
+    text_field: str = "text"
+    """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text."""
+    document_separator: str = "<|endoftext|>"
+    """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
+    sequence_length: int = 256
+    """Tokens in a packed window."""
+    calibration_samples: int = 1_024
+    """Windows that the importance pass reads."""
+    validation_samples: int = 256
+    """Held-out windows on which candidates are ranked."""
+    test_samples: int = 128
+    """Held-out windows, disjoint from all others, on which a candidate is also measured."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation"):
+            text: TextRequest | None = getattr(self, name)
+            _require(text is None or len(text) > 0, expected="a path below a data root", got=text, where=name)
+        _require(
+            bool(self.document_separator),
+            expected="a text that is not empty",
+            got=self.document_separator,
+            where="document_separator",
+        )
+        for name in ("sequence_length", "calibration_samples", "validation_samples", "test_samples"):
+            smallest = 2 if name == "sequence_length" else 1
+            value = getattr(self, name)
+            _require(value >= smallest, expected=f"at least {smallest}", got=value, where=name)

@@ -184,7 +184,7 @@ def packing_key(texts: Texts, tokenizer: PreTrainedTokenizerBase, request: Searc
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id],
         "vocab_size": vocab_size,
         "data": how,
-        "windows": [request.read_windows, request.fewest_read_windows],
+        "windows": [request.read_windows, request.fewest_read_windows, request.windows_kept(request.read_windows)],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

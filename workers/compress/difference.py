@@ -11,6 +11,7 @@ Legend: W windows of T tokens.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from search.checkpoint import Fingerprint
+from search.data import SelectionRequest
 from search.errors import InvalidInput, InvalidRequest
 from search.sources import resolve_teacher
 from workers.compress.aggregates import upcast
@@ -26,7 +27,7 @@ from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.data import load_tokenizer
 from workers.compress.head import head_of
 from workers.compress.targets import hidden_states
-from workers.compress.teacher import Teacher, check_finite, load_teacher
+from workers.compress.teacher import check_finite, load_teacher
 
 #: Part of the key under which selected windows are found again: to be raised when others are selected.
 SELECTION_VERSION = 1
@@ -35,31 +36,50 @@ SELECTION_VERSION = 1
 _TOKENS_AT_ONCE = 2_048
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The small model."""
+
+    model: PreTrainedModel
+    #: What its losses follow from, besides the windows.
+    identity: tuple[str, str]
+
+
 def load_reference(
-    name: str, model_roots: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, device: str
-) -> tuple[Teacher, Fingerprint]:
-    """The small model `name`, found and read as a teacher is, and its fingerprint.
+    settings: SelectionRequest | None,
+    model_roots: Sequence[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: str,
+) -> Reference | None:
+    """The small model that windows are selected by, found and read as a teacher is; None where none is.
 
     Args:
-        name: below one of the model roots.
+        settings: of the request.
         model_roots: where models are.
-        tokenizer: the teacher's, which the reference has to share.
+        tokenizer: the teacher's, whose vocabulary the reference has to share.
         device: where it goes.
 
     Raises:
-        InvalidInput: it cannot be read, or is of no known family.
-        InvalidRequest: its tokenizer is another.
+        InvalidRequest: it cannot be read, is of no known family, or has another vocabulary.
     """
+    if settings is None:
+        return None
     try:
-        source = resolve_teacher(name, model_roots)
-        if load_tokenizer(source.path).get_vocab() != tokenizer.get_vocab():
-            raise InvalidRequest(expected="a reference model with the teacher's vocabulary", got=name)
-        reference = load_teacher(source, device=device)
-        check_finite(reference)
+        return _load(settings.reference, model_roots, tokenizer, device=device)
     except InvalidInput as error:
-        moved = InvalidRequest(expected=error.expected, got=error.got, hint=error.hint, **error.details)
-        raise moved.at("data", "selection", "reference") from error
-    return reference, fingerprint(source, parameters_of(source, reference.architecture, reference.family))
+        where = ("data", "selection", "reference")
+        raise InvalidRequest(expected=error.expected, got=error.got, where=where, hint=error.hint) from error
+
+
+def _load(name: str, model_roots: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, device: str) -> Reference:
+    source = resolve_teacher(name, model_roots)
+    if load_tokenizer(source.path).get_vocab() != tokenizer.get_vocab():
+        raise InvalidRequest(expected="a reference model with the teacher's vocabulary", got=name)
+    read = load_teacher(source, device=device)
+    check_finite(read)
+    digest = fingerprint(source, parameters_of(source, read.architecture, read.family)).digest
+    return Reference(model=read.model, identity=(digest, str(read.dtype)))
 
 
 @torch.inference_mode()

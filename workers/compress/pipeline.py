@@ -27,7 +27,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
-from search.data import SelectionRequest
 from search.errors import CandidateFailed, UnusableTeacher
 from search.families import FAMILIES
 from search.ports import ArtifactStore, EvaluationTask
@@ -41,7 +40,7 @@ from workers.compress import targets
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.corpus import pinned
 from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
-from workers.compress.difference import SELECTION_VERSION, best_windows, load_reference
+from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.distill import distill, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.head import head_of
@@ -83,20 +82,10 @@ def prepare(
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         check_finite(teacher)
     with clock("pack_text"):
-        texts = resolve_texts(request.data, data_roots, allow_hub=allow_hub)
+        texts = pinned(resolve_texts(request.data, data_roots, allow_hub=allow_hub))
         tokenizer = load_tokenizer(teacher.path)
-        tokens_artifact = _keep_tokens(texts, tokenizer, request, artifacts, teacher.architecture.vocab_size)
-        if request.data.selection:
-            tokens_artifact = _select(
-                request.data.selection,
-                tokens_artifact,
-                teacher,
-                identity.digest,
-                tokenizer,
-                request,
-                artifacts,
-                model_roots,
-            )
+        reference = load_reference(request.data.selection, model_roots, tokenizer, device=device)
+        tokens_artifact = _keep_tokens(texts, tokenizer, teacher, identity.digest, reference, request, artifacts)
         tokens = Tokens.load(artifacts.local_path(tokens_artifact))
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, teacher)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
@@ -129,52 +118,27 @@ def prepare(
 def _keep_tokens(
     texts: Texts,
     tokenizer: PreTrainedTokenizerBase,
+    teacher: Teacher,
+    teacher_digest: str,
+    reference: Reference | None,
     request: SearchRequest,
     artifacts: ArtifactStore,
-    vocab_size: int,
 ) -> str:
     """The artifact of the windows: one that an earlier search packed, where there is one."""
-    texts = pinned(texts)
+    vocab_size, batch_windows = teacher.architecture.vocab_size, windows_per_batch(request)
     key = packing_key(texts, tokenizer, request, vocab_size=vocab_size)
+    if reference is not None:
+        models = {"teacher": [teacher_digest, str(teacher.dtype)], "reference": reference.identity}
+        where = environment(str(teacher.model.device))
+        key = _digest({"packed": key, "selection": SELECTION_VERSION, **models, "ran": [batch_windows, where]})
     found = artifacts.recall(key)
     if found is None:
         tokens = pack(texts, tokenizer, request, vocab_size=vocab_size, progress=_log_now_and_then())
+        if reference is not None:
+            count = request.windows_kept(len(tokens.train))
+            best = best_windows(tokens.train, teacher.model, reference.model, count=count, batch_windows=batch_windows)
+            tokens = replace(tokens, train=best)
         found = store_tensors(tokens.tensors, artifacts)
-        artifacts.remember(key, found)
-    return found
-
-
-def _select(
-    selection: SelectionRequest,
-    tokens_artifact: str,
-    teacher: Teacher,
-    teacher_digest: str,
-    tokenizer: PreTrainedTokenizerBase,
-    request: SearchRequest,
-    artifacts: ArtifactStore,
-    model_roots: Sequence[Path],
-) -> str:
-    """The artifact of the windows with the selected ones for training, in the place of all that were read."""
-    device, batch_windows = str(teacher.model.device), windows_per_batch(request)
-    reference, identity = load_reference(selection.reference, model_roots, tokenizer, device=device)
-    tokens = Tokens.load(artifacts.local_path(tokens_artifact))
-    count = request.windows_kept(len(tokens.train))
-    key = _digest(
-        {
-            "selection": SELECTION_VERSION,
-            "tokens": tokens_artifact,
-            "count": count,
-            "teacher": teacher_digest,
-            "reference": identity.digest,
-            "dtypes": [str(teacher.dtype), str(reference.dtype)],
-            "batch_windows": batch_windows,
-            "environment": environment(device),
-        }
-    )
-    found = artifacts.recall(key)
-    if found is None:
-        train = best_windows(tokens.train, teacher.model, reference.model, count=count, batch_windows=batch_windows)
-        found = store_tensors({**tokens.tensors, "train": train}, artifacts)
         artifacts.remember(key, found)
     return found
 

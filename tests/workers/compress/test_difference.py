@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from search.errors import InvalidInput
+from search.data import SelectionRequest
+from search.errors import InvalidRequest
 from search.sources import resolve_teacher
 from tests.support.teachers import make_teacher
 from workers.compress.data import load_tokenizer
-from workers.compress.difference import best_windows, load_reference, window_losses
+from workers.compress.difference import Reference, best_windows, load_reference, window_losses
 from workers.compress.teacher import Teacher, load_teacher
 
 
@@ -30,8 +31,10 @@ def teacher(root: Path) -> Teacher:
 
 
 @pytest.fixture(scope="module")
-def reference(root: Path) -> Teacher:
-    return load_reference("small", [root], load_tokenizer(root / "teacher"), device="cpu")[0]
+def reference(root: Path) -> Reference:
+    found = load_reference(SelectionRequest(reference="small"), [root], load_tokenizer(root / "teacher"), device="cpu")
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_the_loss_of_each_window_is_the_mean_over_its_tokens(teacher: Teacher, w
 
 
 def test_the_windows_kept_are_those_that_the_teacher_is_most_ahead_on_in_their_own_order(
-    teacher: Teacher, reference: Teacher, windows: Tensor
+    teacher: Teacher, reference: Reference, windows: Tensor
 ) -> None:
     ahead = [naive_loss(reference.model, window) - naive_loss(teacher.model, window) for window in windows]
     best = sorted(sorted(range(24), key=lambda index: -ahead[index])[:9])
@@ -67,6 +70,10 @@ def test_the_windows_kept_are_those_that_the_teacher_is_most_ahead_on_in_their_o
     [("absent", "below a model root"), ("other", "the teacher's vocabulary"), ("poisoned", "NaN|finite")],
 )
 def test_a_reference_that_cannot_be_used_is_refused_at_its_place(root: Path, name: str, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said) as caught:
-        load_reference(name, [root], load_tokenizer(root / "teacher"), device="cpu")
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        load_reference(SelectionRequest(reference=name), [root], load_tokenizer(root / "teacher"), device="cpu")
     assert caught.value.location == "data.selection.reference"
+
+
+def test_where_nothing_is_selected_there_is_no_reference(root: Path) -> None:
+    assert load_reference(None, [root], load_tokenizer(root / "teacher"), device="cpu") is None

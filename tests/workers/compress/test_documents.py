@@ -56,6 +56,7 @@ def test_documents_are_those_of_the_text_each_once_in_the_order_of_their_keys(
     assert list(reader.folder.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # from Python 3.12 on
 def test_neither_chunks_nor_processes_change_a_document(
     tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,11 @@ class HubDataset:
     #: Empty: all of it.
     folder: str
 
+    @property
+    def path(self) -> str:
+        """As `datasets.load_dataset` takes it where it shall not look for a folder of that name."""
+        return f"hf://datasets/{self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlendedText:

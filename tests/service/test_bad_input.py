@@ -221,6 +221,23 @@ def test_an_unknown_text(client: TestClient) -> None:
     assert error["hint"] == "The server offers: stories."
 
 
+def test_a_text_of_the_hub(client: TestClient) -> None:
+    error = refuse(client, "forbidden-source", "data.train", data=BODY["data"] | {"train": "hf://datasets/owner/name"})
+    assert "ESPALIER_ALLOW_HUB" in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "location"),
+    [
+        ({"path": "stories.txt", "weight": -1}, "invalid-request", "data.train[1].weight"),
+        ({"path": "absent"}, "source-not-found", "data.train[1].path"),
+    ],
+)
+def test_a_part_of_a_blend(part: Json, kind: str, location: str, client: TestClient) -> None:
+    blend = [{"path": BODY["data"]["train"]}, part]
+    refuse(client, kind, location, data=BODY["data"] | {"train": blend})
+
+
 def test_a_text_outside_the_roots(client: TestClient) -> None:
     refuse(client, "forbidden-source", "data.train", data=BODY["data"] | {"train": "../models/small/config.json"})
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from search.data import DataRequest
-from search.errors import ForbiddenSource, InvalidInput, InvalidRequest, SourceNotFound
+from search.errors import InvalidInput, InvalidRequest, SourceNotFound
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset, Texts
 
@@ -125,7 +125,6 @@ def pinned(texts: Texts) -> Texts:
 
     Raises:
         SourceNotFound: the hub has no such dataset, or does not answer.
-        ForbiddenSource: a dataset's name is a path on this machine, too, which `datasets` would read instead.
     """
     return Texts(
         train=tuple(map(_pinned, texts.train)),
@@ -146,22 +145,22 @@ def _pinned(text: BlendedText) -> BlendedText:
 def _commit(dataset: HubDataset) -> str:
     from huggingface_hub import HfApi
 
-    if Path(dataset.name).exists():
-        raise ForbiddenSource(expected="a dataset of the hub, not a path on this machine", got=dataset.name)
     if _COMMIT.fullmatch(dataset.revision):
         return dataset.revision
-    with _hub_errors(dataset):
+    with _hub_errors(dataset.path):
         return str(HfApi().dataset_info(dataset.name, revision=dataset.revision or None).sha)
 
 
 @contextmanager
-def _hub_errors(dataset: HubDataset) -> Iterator[None]:
+def _hub_errors(path: str) -> Iterator[None]:
     try:
         yield
+    except InvalidInput:
+        raise
     except (OSError, ValueError) as error:  # what `datasets` and huggingface_hub raise, their own classes included
         raise SourceNotFound(
             expected="a dataset that the hub lets this machine read, with a split 'train'",
-            got=dataset.name,
+            got=path,
             hint=str(error).splitlines()[0],
         ) from error
 
@@ -181,7 +180,8 @@ def read_documents(source: TextSource | HubDataset, request: DataRequest, folder
 
 def _raw_pieces(source: TextSource | HubDataset, request: DataRequest, folder: Path) -> Iterator[str]:
     if isinstance(source, HubDataset):
-        for text in _read_hub(source, request.text_field, folder):
+        options = {"revision": source.revision or None, "data_dir": source.folder or None}
+        for text in read_dataset(source.path, request.text_field, folder, **options):
             yield from cut(text.strip())
         return
     for file in source.files:
@@ -262,32 +262,33 @@ def _read_parquet(file: Path, request: DataRequest, folder: Path) -> Iterator[st
         ) from error
 
 
-def _read_hub(dataset: HubDataset, text_field: str, folder: Path) -> Iterator[str]:
-    with _hub_errors(dataset):
-        rows = quiet_datasets().load_dataset(
-            dataset.name,
-            data_dir=dataset.folder or None,
-            revision=dataset.revision or None,
-            split="train",
-            cache_dir=str(folder),
-        )
-    if text_field not in rows.column_names:
-        raise InvalidRequest(
-            expected=f"one of the columns of {dataset.name}: {', '.join(rows.column_names)}",
-            got=text_field,
-            where=("data", "text_field"),
-        )
-    yield from _texts_in(rows.select_columns(text_field), dataset.name, text_field)
+def read_dataset(path: str, text_field: str, folder: Path, **options: str | None) -> Iterator[str]:
+    """The texts of a dataset's split ``train``, as a stream: of what is on the hub nothing large is stored here.
+
+    Args:
+        path: as `datasets.load_dataset` takes it.
+        text_field: the column.
+        folder: for the library's own files.
+        options: ``revision`` and ``data_dir``, as it takes them.
+
+    Raises:
+        SourceNotFound: it cannot be had, or ceases to be.
+        InvalidRequest: a row has no text there.
+    """
+    with _hub_errors(path):
+        rows = quiet_datasets().load_dataset(path, split="train", streaming=True, cache_dir=str(folder), **options)
+        yield from _texts_in(rows, path, text_field)
 
 
 def _texts_in(rows: Any, name: str, text_field: str) -> Iterator[str]:
     for number, row in enumerate(rows, start=1):
-        text = row[text_field]
+        text = row.get(text_field)
         if not isinstance(text, str):
             raise InvalidRequest(
                 expected=f"a text in the column {text_field!r} of every row",
                 got=f"{name}, row {number}: {text!r}"[:200],
                 where=("data", "text_field"),
+                hint=f"Its columns are: {', '.join(row)}.",
             )
         yield text
 

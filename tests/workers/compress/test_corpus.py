@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import huggingface_hub
 import pytest
 from datasets import Dataset
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.data import DataRequest
-from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound
+from search.errors import InvalidRequest, SourceNotFound
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset, Texts
 from tests.support.teachers import SEPARATOR, make_documents, make_text
@@ -26,6 +27,7 @@ from workers.compress.corpus import (
     key,
     pieces_between,
     pinned,
+    read_dataset,
     read_documents,
 )
 
@@ -151,13 +153,14 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_a_dataset_is_read_by_its_column(tmp_path: Path) -> None:
-    """`datasets` takes a folder like a dataset of the hub; `pinned` lets none through."""
+    """`datasets` takes a folder like a dataset of the hub."""
     (tmp_path / "set").mkdir()
     write_parquet(tmp_path / "set" / "train.parquet", text=["one", "two"], other=[1, 2])
-    folder = HubDataset(name=str(tmp_path / "set"), revision="", folder="")
-    assert list(read_documents(folder, DATA, tmp_path / "cache")) == ["one", "two"]
-    with pytest.raises(InvalidRequest, match=r"expected one of the columns of .*: text, other, got 'body'"):
-        list(read_documents(folder, DataRequest(train="any", text_field="body"), tmp_path / "cache"))
+    assert list(read_dataset(str(tmp_path / "set"), "text", tmp_path / "cache")) == ["one", "two"]
+    with pytest.raises(InvalidRequest, match=r"row 1: None'\. Its columns are: text, other\."):
+        list(read_dataset(str(tmp_path / "set"), "body", tmp_path / "cache"))
+    with pytest.raises(SourceNotFound, match=r"absent"):
+        list(read_dataset(str(tmp_path / "absent"), "text", tmp_path / "cache"))
 
 
 def texts_of(source: TextSource | HubDataset) -> Texts:
@@ -165,16 +168,19 @@ def texts_of(source: TextSource | HubDataset) -> Texts:
 
 
 def test_a_dataset_is_not_taken_from_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    with pytest.raises(ForbiddenSource, match="not a path on this machine") as caught:
-        pinned(texts_of(HubDataset(name="owner/name", revision="", folder="")))
-    assert caught.value.where == ("data", "train")
+    write_parquet(tmp_path / "owner" / "name" / "train.parquet", text=["one"])
+    dataset = HubDataset(name="owner/name", revision="", folder="")
+    with pytest.raises(SourceNotFound, match=r"'hf://datasets/owner/name'.*on the Hub"):
+        list(read_documents(dataset, DATA, tmp_path / "cache"))
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceNotFound, match=r"'owner/name'.*offline mode") as caught:
+    with pytest.raises(SourceNotFound, match=r"'hf://datasets/owner/name'.*offline mode") as caught:
         pinned(texts_of(HubDataset(name="owner/name", revision="main", folder="")))
     assert caught.value.where == ("data", "train")
 

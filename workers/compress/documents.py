@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,13 @@ class Reader:
         order = order[_is_new(high[order], low[order])]
         for chunk in np.split(order, range(_CHUNK, len(order), _CHUNK)):
             place = Path(tempfile.mkdtemp(dir=folder))
-            tokens, ends = self._tokenised(pieces.select(chunk), place)
+            tokens, offsets = self._tokenised(pieces.select(chunk), place)
             shutil.rmtree(place)  # what is mapped stays
-            for row, start, end in zip(chunk, (0, *ends), ends, strict=False):
+            for row, (start, end) in zip(chunk, pairwise(offsets), strict=True):
                 yield Document(int(high[row]) * END + int(low[row]), tokens[start:end])
 
     def _tokenised(self, pieces: Any, folder: Path) -> tuple[NDArray[np.int32], list[int]]:
-        """The tokens of all pieces, one after the other, and where each ends."""
+        """The tokens of all pieces, one after the other, and where each begins; at last where the last one ends."""
         datasets, processes = quiet_datasets(), min(self.processes, len(pieces) // _DOCUMENTS_PER_PROCESS)
         before, after = surroundings(self.tokenizer)
         mapped = pieces.map(
@@ -97,7 +98,7 @@ class Reader:
             new_fingerprint="tokens",  # else it digests the tokenizer
         )
         column = mapped.data.column("tokens").combine_chunks()
-        return column.values.to_numpy(), column.offsets.to_numpy()[1:].tolist()
+        return column.values.to_numpy(), column.offsets.to_numpy().tolist()
 
 
 def _first_range(source: TextSource | HubDataset, tokens: int) -> int:

@@ -30,7 +30,7 @@ from benchmarks.first_search import REPORTS, machine, versions
 from search.artifacts import FsspecArtifactStore
 from search.request import DistillationRequest
 from workers.compress.data import training_order
-from workers.compress.distill import distill
+from workers.compress.distill import Training
 from workers.compress.head import head_of
 from workers.compress.targets import KeptTargets, keep
 
@@ -123,10 +123,10 @@ def kept_losses(
 ) -> tuple[list[float], list[float]]:
     """The product's own loop."""
     losses, seconds = [], []
-    run = distill(student, targets, windows, request, rungs=range(1, request.steps + 1), seed=0)
-    for _ in range(request.steps):
+    training = Training(student, targets, windows, request, seed=0)
+    for step in range(request.steps):
         began = time.process_time()
-        losses.append(next(run).train_loss)
+        losses.append(training.advance(step + 1).train_loss)
         seconds.append(time.process_time() - began)
     return losses, seconds
 

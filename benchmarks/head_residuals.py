@@ -29,7 +29,7 @@ from search.request import BudgetRequest, DistillationRequest, SearchRequest, Te
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
 from workers.compress.data import Tokens, load_tokenizer, pack
-from workers.compress.distill import distill
+from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import score
 from workers.compress.pipeline import build_student, windows_per_batch
@@ -154,8 +154,7 @@ def losses(
     batch, steps = windows_per_batch(wanted), wanted.distillation.steps
     before = held_out_loss(student, tokens.validation, batch_windows=batch)
     targets = LiveTargets(teacher.model, tokens.train)
-    for _ in distill(student, targets, tokens.train, wanted.distillation, rungs=(steps,), seed=seed):
-        pass
+    Training(student, targets, tokens.train, wanted.distillation, seed=seed).advance(steps)
     return before, held_out_loss(student, tokens.validation, batch_windows=batch)
 
 

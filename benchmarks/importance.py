@@ -33,7 +33,7 @@ from search.request import (
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
 from workers.compress.data import Tokens, load_tokenizer, pack
-from workers.compress.distill import distill
+from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import Importance, score
 from workers.compress.pipeline import build_student, windows_per_batch
@@ -144,8 +144,7 @@ def student(
     batch = windows_per_batch(wanted)
     before = held_out_loss(model, tokens.validation, batch_windows=batch)
     targets, steps = LiveTargets(teacher.model, tokens.train), wanted.distillation.steps
-    for _ in distill(model, targets, tokens.train, wanted.distillation, rungs=(steps,), seed=seed):
-        pass
+    Training(model, targets, tokens.train, wanted.distillation, seed=seed).advance(steps)
     after = held_out_loss(model, tokens.validation, batch_windows=batch)
     print(f"{name} {shape} seed {seed}: {before:.4f} -> {after:.4f}", file=sys.stderr, flush=True)
     return Outcome(score=name, shape=shape, seed=seed, before=before, after=after)

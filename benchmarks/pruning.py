@@ -43,7 +43,7 @@ from search.sources import TeacherSource, resolve_teacher
 from search.spec import SPEC_VERSION, Recipe, Spec, SpecTeacher
 from workers.apply import main as apply
 from workers.compress.checkpoint import fingerprint, parameters_of
-from workers.compress.distill import distill
+from workers.compress.distill import Training
 from workers.compress.importance import score
 from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
@@ -301,10 +301,10 @@ def measure_building(data_dir: Path, *, steps: int = 20, repeats: int = 5) -> Js
         model = build_student(teacher, student, select(importance, student, teacher=teacher.architecture))
         builds.append(time.perf_counter() - began)
     short = replace(settings, tokens=2 * steps * settings.batch_tokens)
-    run = distill(model, LiveTargets(teacher.model, windows), windows, short, rungs=[steps, 2 * steps], seed=0)
-    next(run)
+    training = Training(model, LiveTargets(teacher.model, windows), windows, short, seed=0)
+    training.advance(steps)
     began = time.perf_counter()
-    next(run)
+    training.advance(2 * steps)
     brief = (time.perf_counter() - began) / steps * settings.steps
     return {"build": median(builds), "slowest": max(builds), "brief": brief, "steps": settings.steps}
 

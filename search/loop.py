@@ -19,10 +19,12 @@ number of workers, nor an interruption changes it.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from search.counting import parameters
 from search.errors import Interrupted, InvalidInput
 from search.ports import (
+    ArtifactStore,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
@@ -48,6 +50,7 @@ def run_search(
     lease: Lease,
     *,
     store: Store,
+    artifacts: ArtifactStore,
     strategies: Sequence[Strategy],
     evaluator: Evaluator,
     should_stop: Callable[[], bool],
@@ -58,6 +61,7 @@ def run_search(
         search: as stored when it was leased.
         lease: the right to write; renewed by someone else.
         store: the truth.
+        artifacts: where workers put files; those of runs that nothing goes on with are deleted.
         strategies: a fresh one for each budget.
         evaluator: not started; the caller closes it.
         should_stop: whether this process has been told to end; asked often.
@@ -66,12 +70,14 @@ def run_search(
         Interrupted: `should_stop` came true. The search has not ended and the caller should release the lease.
         LeaseLost: the search is another driver's now; nothing was written since.
     """
-    loop = _Loop(search, lease, store=store, strategies=strategies, evaluator=evaluator, should_stop=should_stop)
+    ports: dict[str, Any] = {"store": store, "artifacts": artifacts, "strategies": strategies, "evaluator": evaluator}
+    loop = _Loop(search, lease, **ports, should_stop=should_stop)
     try:
         state, error = loop.run()
     finally:
         evaluator.cancel_all()
     store.finish_search(lease, state, error=error)
+    loop.reclaim()
 
 
 class _Cancelled(Exception):
@@ -87,6 +93,7 @@ class _Loop:
         lease: Lease,
         *,
         store: Store,
+        artifacts: ArtifactStore,
         strategies: Sequence[Strategy],
         evaluator: Evaluator,
         should_stop: Callable[[], bool],
@@ -94,6 +101,7 @@ class _Loop:
         self.search = search
         self.lease = lease
         self.store = store
+        self.artifacts = artifacts
         self.strategies = strategies
         self.evaluator = evaluator
         self.should_stop = should_stop
@@ -184,6 +192,7 @@ class _Loop:
                 architecture=candidate.architecture,
                 parameters=candidate.parameters,
                 seed=candidate.seed,
+                partial=candidate.partial,
             )
         )
 
@@ -249,8 +258,10 @@ class _Loop:
         match event:
             case RunStarted(run_id, worker):
                 self.store.start_run(self.lease, run_id, worker=worker)
-            case RunMeasured(run_id, measurements):
-                self.store.record(self.lease, run_id, measurements)
+            case RunMeasured(run_id, measurements, partial):
+                self.store.record(self.lease, run_id, measurements, partial=partial)
+                if partial is not None:
+                    self.reclaim()
             case RunFinished():
                 self._finish(event)
             case RunFailed():
@@ -281,6 +292,12 @@ class _Loop:
         self._note(candidate)
         if not candidate.state.is_final:
             self.waiting.appendleft(candidate)
+        self.reclaim()
+
+    def reclaim(self) -> None:
+        """Delete what was kept of runs that nothing goes on with."""
+        for digest in self.store.reclaim(self.search.id):
+            self.artifacts.delete(digest)
 
     def _verdict(self) -> tuple[JobState, str | None]:
         """One completed candidate makes a completed search; without any, the first one's reason is the search's."""

@@ -22,6 +22,7 @@ from search.records import (
     Lease,
     Measurement,
     NewSearch,
+    PartialRun,
     Preparation,
     Proposal,
     RunResult,
@@ -92,6 +93,8 @@ class EvaluationTask:
     architecture: Architecture
     parameters: int
     seed: int
+    #: What an earlier attempt left, to be gone on with.
+    partial: PartialRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class RunMeasured:
 
     run_id: str
     measurements: tuple[Measurement, ...]
+    #: Where the run stands, if that was stored.
+    partial: PartialRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,11 +348,21 @@ class Store(ABC):
 
     @abstractmethod
     def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
-        """PENDING becomes RUNNING; an attempt is opened; measurements of an earlier attempt are removed."""
+        """PENDING becomes RUNNING; an attempt is opened; measurements of an earlier attempt are removed, except those
+        up to the partial run that this one goes on with."""
 
     @abstractmethod
-    def record(self, lease: Lease, run_id: str, measurements: Sequence[Measurement]) -> None:
-        """Add measurements. The first write of a (run, tokens, metric) wins."""
+    def record(
+        self, lease: Lease, run_id: str, measurements: Sequence[Measurement], *, partial: PartialRun | None = None
+    ) -> None:
+        """Add measurements. The first write of a (run, tokens, metric) wins. A partial run takes the place of the one
+        before; its artifact is registered."""
+
+    @abstractmethod
+    def reclaim(self, search_id: str) -> Sequence[str]:
+        """Forget the partial runs that nothing goes on with, since a later one took their place or the run has ended;
+        the digests of their artifacts, unless somebody else refers to them. Changes nothing else: anyone may call it.
+        """
 
     @abstractmethod
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:

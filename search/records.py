@@ -53,7 +53,7 @@ JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 class RunState(StrEnum):
     """Where one evaluation of a candidate stands."""
 
-    #: Stored, not started (or its driver died: it will be evaluated again, with the same seed).
+    #: Stored, not started (or its driver died: it goes on from the last rung that was kept, else from the start).
     PENDING = "pending"
     #: On a worker.
     RUNNING = "running"
@@ -216,6 +216,18 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartialRun:
+    """Where a run that has not ended was stored, so that it can be gone on with."""
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    #: Tokens of distillation done: those of a rung.
+    tokens: int
+    #: Artifact (safetensors): weights, optimiser and position.
+    artifact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """What a finished run reports besides its measurements."""
 
@@ -257,6 +269,8 @@ class CandidateRecord:
     finished_at: datetime | None = None
     #: Why it failed.
     error: str | None = None
+    #: What its next attempt goes on from; None where it starts from the teacher, and once it has ended.
+    partial: PartialRun | None = None
     result: RunResult | None = None
     #: In the order measured.
     measurements: tuple[Measurement, ...] = ()

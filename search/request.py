@@ -30,6 +30,7 @@ Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
 TeacherDtype = Literal["auto", "float32"]
+Precision = Literal["auto", "float32", "bfloat16"]
 TeacherLoss = Literal["forward_kl", "reverse_kl", "jensen_shannon", "logit_mse", "logit_cosine", "taid"]
 DistillationLoss = Literal[TeacherLoss, "cross_entropy"]
 HiddenState = Literal["block_output", "embedding_output"]
@@ -264,6 +265,18 @@ class DistillationRequest:
     more than half of the space that is left; else, and with `live`, it runs beside every candidate."""
     batch_tokens: int = 2_048
     """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
+    micro_batch_tokens: int | None = None
+    """How many of them go through the student at a time, their gradients added up; a multiple of
+    `data.sequence_length`. By default all. Where memory runs out it is halved, and the run goes on."""
+    precision: Precision = "auto"
+    """What the student's matrix products are computed in while it is trained. Its weights and the optimiser's state
+    are float32 either way, and so is everything that it is judged by. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Whether a layer's activations are computed again on the way back, instead of kept: less memory, about a third
+    more time."""
+    compile: bool = False
+    """Whether the student's layers go through `torch.compile`. It takes a minute or more at the start of each
+    candidate, so it pays for long runs; it needs a C++ compiler where the worker runs."""
     learning_rate: float = 1e-3
     """The peak. It moves the result as much as the architecture does: see the README."""
     warmup_steps: int = 20
@@ -288,6 +301,13 @@ class DistillationRequest:
             value = getattr(self, name)
             _require(value > 0, expected="a number above 0", got=value, where=name)
         self._check_loss()
+        micro = self.micro_batch_tokens
+        _require(
+            micro is None or 0 < micro <= self.batch_tokens,
+            expected=f"from 1 to batch_tokens = {self.batch_tokens}",
+            got=micro,
+            where="micro_batch_tokens",
+        )
         _require(self.max_epochs >= 1, expected="at least 1", got=self.max_epochs, where="max_epochs")
         _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
         _require(
@@ -405,6 +425,13 @@ class SearchRequest:
             expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",
             got=self.distillation.batch_tokens,
             where="distillation.batch_tokens",
+        )
+        micro = self.distillation.micro_batch_tokens
+        _require(
+            micro is None or micro % self.data.sequence_length == 0,
+            expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",
+            got=micro,
+            where="distillation.micro_batch_tokens",
         )
 
     @property

@@ -4,8 +4,8 @@ One search at a time, on the main thread; exports beside it, on a second one, so
 the next search runs; a third renews the leases. The driver itself computes nothing and never loads torch's models.
 Ray is connected before the first job is taken, so that what the driver reports tells whether candidates could run.
 
-SIGTERM and SIGINT end it cleanly: candidates that run are given up (they will be evaluated again, with the same
-seed), the lease is released for the next driver, Ray is left, exit status 0. After ``kill -9`` the next driver takes
+SIGTERM and SIGINT end it cleanly: candidates that run are given up (they will go on from their last rung, with the
+same seed), the lease is released for the next driver, Ray is left, exit status 0. After ``kill -9`` the next driver takes
 over when the lease has expired.
 """
 
@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from types import FrameType
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -175,7 +176,8 @@ def work_on_search(
         for index, feasible in enumerate(feasible_sets(search))
     ]
     with closing(RayEvaluator(settings, sources)) as evaluator:
-        run_search(search, lease, store=store, strategies=strategies, evaluator=evaluator, should_stop=should_stop)
+        ports: dict[str, Any] = {"store": store, "artifacts": sources.artifacts, "evaluator": evaluator}
+        run_search(search, lease, **ports, strategies=strategies, should_stop=should_stop)
 
 
 def work_on_export(

@@ -40,7 +40,7 @@ def run_events(bench: Workbench, task: EvaluationTask, *, worker: str) -> Iterat
             if isinstance(news, RunResult):
                 yield RunFinished(task.run_id, news)
             else:
-                yield RunMeasured(task.run_id, news)
+                yield RunMeasured(task.run_id, news.measurements, news.partial)
     except CandidateFailed as failure:
         yield RunFailed(task.run_id, failure.reason)
 

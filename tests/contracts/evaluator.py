@@ -95,6 +95,25 @@ class EvaluatorContract(ABC):
         evaluator.submit(healthy)
         assert_a_whole_run(events_until_ended(evaluator, healthy.run_id), end=RunFinished)
 
+    def test_a_run_that_was_kept_at_a_rung_goes_on_from_there(
+        self, evaluator: Evaluator, prepared: SearchRecord
+    ) -> None:
+        evaluator.start(prepared)
+        task = task_for(prepared)
+        evaluator.submit(task)
+        whole = events_until_ended(evaluator, task.run_id)
+        kept = next(event.partial for event in whole if isinstance(event, RunMeasured) and event.partial)
+        evaluator.submit(replace(task, partial=kept))
+        rest = events_until_ended(evaluator, task.run_id)
+        assert_a_whole_run(rest, end=RunFinished)
+        later = [
+            event for event in whole if isinstance(event, RunMeasured) and event.measurements[0].tokens > kept.tokens
+        ]
+        assert rest[1:-1] == later
+        assert isinstance(rest[-1], RunFinished)
+        assert isinstance(whole[-1], RunFinished)
+        assert rest[-1].result.checkpoint_artifact == whole[-1].result.checkpoint_artifact
+
     def test_nothing_is_told_where_nothing_runs(self, evaluator: Evaluator, prepared: SearchRecord) -> None:
         evaluator.start(prepared)
         assert list(evaluator.poll(0)) == []

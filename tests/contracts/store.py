@@ -24,6 +24,7 @@ from search.records import (
     Lease,
     Measurement,
     NewSearch,
+    PartialRun,
     Preparation,
     Progress,
     Proposal,
@@ -901,6 +902,59 @@ class Evaluating:
         assert (again.attempts, again.worker, again.measurements) == (2, "another", ())
         store.record(lease, candidate.run_id, [loss(2.0)])
         assert store.get_candidate(candidate.id).measurements == (loss(2.0),)
+
+    def test_a_run_that_was_kept_goes_on_from_its_last_rung(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = started(store, lease)
+        store.record(lease, candidate.run_id, [loss(9.0, tokens=0)])
+        first, second = (PartialRun(tokens=tokens, artifact=digit * 64) for tokens, digit in ((100, "a"), (200, "b")))
+        store.record(lease, candidate.run_id, [loss(3.0)], partial=first)
+        store.record(lease, candidate.run_id, [loss(2.5, tokens=200)], partial=second)
+        store.record(lease, candidate.run_id, [loss(2.4, tokens=300)])
+        store.fail_run(lease, candidate.run_id, "the worker was killed", again=True)
+        assert store.get_candidate(candidate.id).partial == second
+        store.start_run(lease, candidate.run_id, worker="another")
+        again = store.get_candidate(candidate.id)
+        assert again.measurements == (loss(9.0, tokens=0), loss(3.0), loss(2.5, tokens=200))
+        running = [event.data for event in store.events(lease.subject_id) if event.kind == "candidate.running"]
+        assert [data.get("from_tokens") for data in running] == [None, 200]
+
+    def test_partial_runs_are_handed_out_for_removal_once_nothing_goes_on_with_them(self, store: Store) -> None:
+        lease = running_search(store)
+        done, failed, waiting = (started(store, lease, number) for number in range(3))
+        for candidate, digits in ((done, "ab"), (failed, "cd"), (waiting, "ef")):
+            for tokens, digit in enumerate(digits, 1):
+                kept = PartialRun(tokens=tokens, artifact=digit * 64)
+                store.record(lease, candidate.run_id, [loss(3.0, tokens=tokens)], partial=kept)
+        assert store.reclaim(lease.subject_id) == ["a" * 64, "c" * 64, "e" * 64]
+        assert store.reclaim(lease.subject_id) == []
+        store.finish_run(lease, done.run_id, result(done))
+        store.fail_run(lease, failed.run_id, "it diverged")
+        store.fail_run(lease, waiting.run_id, "the worker was killed", again=True)
+        assert {store.get_candidate(candidate.id).partial for candidate in (done, failed)} == {None}
+        before = all_that_is_stored(store, lease.subject_id)
+        assert store.reclaim(lease.subject_id) == ["b" * 64, "d" * 64]
+        assert all_that_is_stored(store, lease.subject_id) == before
+        store.cancel_search(lease.subject_id)
+        store.finish_search(lease, JobState.CANCELLED)
+        assert store.reclaim(lease.subject_id) == ["f" * 64]
+
+    def test_a_partial_run_that_another_search_has_too_stays(self, store: Store) -> None:
+        kept = PartialRun(tokens=100, artifact="a" * 64)
+        one, other = running_search(store), running_search(store)
+        for lease in (one, other):
+            store.record(lease, started(store, lease).run_id, [loss(3.0)], partial=kept)
+        store.finish_search(one, JobState.COMPLETED)
+        assert store.reclaim(one.subject_id) == []
+        store.finish_search(other, JobState.COMPLETED)
+        assert store.reclaim(other.subject_id) == ["a" * 64]
+
+    def test_what_was_not_reclaimed_goes_with_the_search(self, store: Store) -> None:
+        lease = running_search(store)
+        kept = PartialRun(tokens=100, artifact="a" * 64)
+        store.record(lease, started(store, lease).run_id, [loss(3.0)], partial=kept)
+        store.finish_search(lease, JobState.COMPLETED)
+        assert "a" * 64 in store.delete_search(lease.subject_id)
 
     def test_a_failed_run_keeps_its_reason_and_what_was_measured(self, store: Store) -> None:
         lease = running_search(store)

@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search.artifacts import FsspecArtifactStore
 from search.errors import InsufficientText, Interrupted, LeaseLost
 from search.loop import MAX_LOSSES, run_search
 from search.ports import Store
@@ -41,6 +44,8 @@ class House:
         self.clock = ManualClock()
         self.store = SqlStore(url, clock=self.clock)
         self.sets = feasible(new)
+        self.folder = folder = Path(mkdtemp(dir=Path(url.removeprefix("sqlite:///")).parent))
+        self.artifacts = FsspecArtifactStore(str(folder), cache_dir=folder)
         self.id = self.store.create_search(new).id
 
     @property
@@ -68,11 +73,13 @@ class House:
         assert lease.subject_id == self.id
         search = self.search
         request = search.request.strategy
+        evaluator.artifacts = self.artifacts
         try:
             run_search(
                 search,
                 lease,
                 store=store or self.store,
+                artifacts=self.artifacts,
                 strategies=[make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
                 evaluator=evaluator,
                 should_stop=should_stop,
@@ -80,6 +87,11 @@ class House:
         except Interrupted:
             self.store.release(lease)
             raise
+
+    @property
+    def num_artifacts(self) -> int:
+        """Files in the artifact store. What runs are kept in is all that a scripted evaluator puts there."""
+        return sum(path.is_file() for path in self.folder.rglob("*"))
 
     def outlive_lease(self) -> None:
         self.clock.advance(TTL_S + 1)
@@ -203,6 +215,28 @@ def test_a_candidate_whose_worker_died_runs_again_and_counts_once(house: Callabl
     assert len({task.seed for task in evaluator.submitted}) == 1
 
 
+def test_a_candidate_whose_worker_died_goes_on_from_its_last_rung(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    evaluator = ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,)})
+    home.drive(evaluator)
+    first, second = (task for task in evaluator.submitted if task.run_id == home.candidates[0].run_id)
+    assert first.partial is None
+    assert second.partial is not None
+    assert second.partial.tokens == RUNGS[-2]
+
+
+def test_what_runs_are_kept_in_is_removed_as_soon_as_nothing_goes_on_with_it(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=6)
+    counts: list[int] = []
+    first, second, *_ = digests_of(home)
+    evaluator = ScriptedEvaluator(
+        slots=2, script={first: (FAIL,), second: (LOSE,)}, before_poll=lambda: counts.append(home.num_artifacts)
+    )
+    home.drive(evaluator)
+    assert max(counts) == 2, "one for each candidate that runs"
+    assert home.num_artifacts == 0
+
+
 def test_a_candidate_that_keeps_killing_its_worker_is_given_up(house: Callable[..., House]) -> None:
     home = house(kind="exhaustive")
     home.drive(ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,) * MAX_LOSSES}))
@@ -242,6 +276,7 @@ def test_cancelling_ends_the_runs_and_keeps_what_was_measured(house: Callable[..
     evaluator = ScriptedEvaluator(before_poll=cancel_after_two)
     home.drive(evaluator)
     assert home.search.state is JobState.CANCELLED
+    assert home.num_artifacts == 0
     states = Counter(c.state for c in home.candidates)
     assert states[RunState.COMPLETED] >= 2
     assert set(states) == {RunState.COMPLETED, RunState.CANCELLED}
@@ -301,7 +336,10 @@ def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable
 
 # --- interruptions at every point -----------------------------------------------------------------------------------
 
-WRITES = ("save_preparation", "add_candidates", "start_run", "record", "finish_run", "fail_run", "finish_search")
+WRITES = (
+    *("save_preparation", "add_candidates", "start_run", "record"),
+    *("finish_run", "fail_run", "finish_search", "reclaim"),
+)
 
 
 class Killed(BaseException):
@@ -341,6 +379,7 @@ def drive_until_killed(home: House, evaluator: ScriptedEvaluator, *, at: int) ->
 
 def assert_nothing_lost_or_doubled(home: House, evaluators: Sequence[ScriptedEvaluator]) -> None:
     candidates = home.candidates
+    assert home.num_artifacts == 0
     assert [c.number for c in candidates] == list(range(home.search.progress.planned))
     assert len({c.architecture.digest for c in candidates}) == len(candidates)
     for candidate in candidates:
@@ -361,7 +400,8 @@ def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_sa
         if not drive_until_killed(home, first, at=at):
             break
         finished = {c.run_id for c in home.candidates if c.state.is_final}
-        home.drive(second)
+        if not home.search.state.is_final:  # else only the sweeping up was left
+            home.drive(second)
         assert home.rows == undisturbed.rows
         assert_nothing_lost_or_doubled(home, [first, second])
         assert finished.isdisjoint(task.run_id for task in second.submitted)

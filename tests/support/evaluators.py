@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from search.architecture import Architecture
 from search.errors import Interrupted
 from search.ports import (
+    ArtifactStore,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
@@ -15,13 +16,13 @@ from search.ports import (
     RunMeasured,
     RunStarted,
 )
-from search.records import Measurement, Preparation, RunResult, SearchRecord
+from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
 from tests.support.files import FINGERPRINT
 
 #: What a candidate's evaluation may come to, besides being completed.
 FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
 
-RUNGS = (0, 50, 100)
+RUNGS = (0, 25, 50, 100)
 
 
 def scripted_loss(architecture: Architecture) -> float:
@@ -40,6 +41,8 @@ class ScriptedEvaluator(Evaluator):
     slots: int = 2
     seed: int = 0
     script: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: Where runs are kept at their rungs; None: nowhere.
+    artifacts: ArtifactStore | None = None
     #: Called before each poll, to make things happen in between.
     before_poll: Callable[[], None] = lambda: None
     prepared: int = 0
@@ -67,7 +70,8 @@ class ScriptedEvaluator(Evaluator):
         attempt = sum(earlier.run_id == task.run_id for earlier in self.submitted)
         outcomes = self.script.get(task.architecture.digest, ())
         self.submitted.append(task)
-        self._running[task.run_id] = _run(task, outcomes[attempt] if attempt < len(outcomes) else None)
+        outcome = outcomes[attempt] if attempt < len(outcomes) else None
+        self._running[task.run_id] = _run(task, outcome, self.artifacts)
         self.most_at_once = max(self.most_at_once, len(self._running))
 
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
@@ -86,12 +90,17 @@ class ScriptedEvaluator(Evaluator):
         self.cancel_all()
 
 
-def _run(task: EvaluationTask, outcome: str | None) -> Iterator[EvaluationEvent]:
+def _run(task: EvaluationTask, outcome: str | None, artifacts: ArtifactStore | None) -> Iterator[EvaluationEvent]:
     run_id = task.run_id
     yield RunStarted(run_id, "scripted")
     final = scripted_loss(task.architecture)
+    if task.partial is not None:
+        assert artifacts is not None
+        artifacts.open(task.partial.artifact).close()  # it is there
     for tokens in RUNGS[:-1]:
-        yield RunMeasured(run_id, _measured(tokens, final + 1 - tokens / RUNGS[-1]))
+        if task.partial is None or tokens > task.partial.tokens:
+            partial = _keep(artifacts, run_id, tokens) if artifacts and tokens else None
+            yield RunMeasured(run_id, _measured(tokens, final + 1 - tokens / RUNGS[-1]), partial)
     if outcome == FAIL:
         yield RunFailed(run_id, "the loss is not finite")
     elif outcome == LOSE:
@@ -99,6 +108,10 @@ def _run(task: EvaluationTask, outcome: str | None) -> Iterator[EvaluationEvent]
     else:
         yield RunMeasured(run_id, _measured(RUNGS[-1], final))
         yield RunFinished(run_id, make_result(task.parameters + (outcome == MISCOUNT)))
+
+
+def _keep(artifacts: ArtifactStore, run_id: str, tokens: int) -> PartialRun:
+    return PartialRun(tokens=tokens, artifact=artifacts.put_bytes(f"{run_id} after {tokens} tokens".encode()))
 
 
 def _measured(tokens: int, loss: float) -> tuple[Measurement, ...]:

@@ -5,10 +5,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError, Interrupted
 from search.loop import run_search
 from search.planning import feasible_sets
@@ -43,7 +45,7 @@ def search_id(store: SqlStore) -> str:
 
 
 @pytest.fixture
-def finished_candidate(store: SqlStore) -> str:
+def finished_candidate(store: SqlStore, tmp_path: Path) -> str:
     """A completed candidate of a search that has ended."""
     search = store.create_search(submission(max_candidates=1))
     lease = store.lease_job("search", owner="earlier", ttl_s=600)
@@ -54,6 +56,7 @@ def finished_candidate(store: SqlStore) -> str:
         search,
         lease,
         store=store,
+        artifacts=FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache"),
         strategies=[strategy],
         evaluator=ScriptedEvaluator(),
         should_stop=lambda: False,

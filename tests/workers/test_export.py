@@ -48,7 +48,7 @@ def finished(home: Home) -> tuple[SearchRecord, CandidateRecord]:
         attempts=1,
         created_at=datetime.now(UTC),
         result=result,
-        measurements=tuple(m for rung in rungs if not isinstance(rung, RunResult) for m in rung),
+        measurements=tuple(m for rung in rungs if not isinstance(rung, RunResult) for m in rung.measurements),
     )
 
 

@@ -46,8 +46,8 @@ class TestInProcessEvaluator(PipelineEvaluatorContract):
 
 class TestScriptedEvaluator(EvaluatorContract):
     @pytest.fixture
-    def evaluator(self) -> ScriptedEvaluator:
-        return ScriptedEvaluator()
+    def evaluator(self, home: Home) -> ScriptedEvaluator:
+        return ScriptedEvaluator(artifacts=home.artifacts)
 
     @pytest.fixture
     def search(self, home: Home) -> SearchRecord:

@@ -92,8 +92,8 @@ def both(
     ours = {"teacher": preparation.teacher_metrics["validation_loss"]}
     for news in pipeline.evaluate(bench, task):
         if not isinstance(news, RunResult):
-            (loss,) = (m.value for m in news if m.metric == "validation_loss")
-            ours["after" if news[0].tokens else "before"] = loss
+            (loss,) = (m.value for m in news.measurements if m.metric == "validation_loss")
+            ours["after" if news.measurements[0].tokens else "before"] = loss
     theirs = independent_loop(
         load_file(data_dir / "models" / "stories260K" / "model.safetensors"),
         load_file(artifacts.local_path(preparation.tokens_artifact)),

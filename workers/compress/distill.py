@@ -1,18 +1,21 @@
 """Brief distillation: the student learns the teacher's next-token distribution on text (arXiv 2407.14679, section 3).
 
 The teacher's part is read from `Targets`; AdamW, linear warm-up, cosine. The learning rate at a step does not depend on
-where the run is measured or ended.
+where the run is measured, stopped or ended.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
+import structlog
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from search.errors import CandidateFailed
 from search.request import DistillationRequest
@@ -20,9 +23,23 @@ from workers.compress.chunked import chunked_loss
 from workers.compress.data import training_order
 from workers.compress.head import head_of
 from workers.compress.losses import NO_LABEL, Objective, TaidSchedule
-from workers.compress.targets import Targets, hidden_states
+from workers.compress.targets import Targets
 
 _BETAS = (0.9, 0.95)
+
+#: What fused AdamW keeps of every parameter.
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+#: A run diverges where its loss is well above the untrained student's, which is known from one batch: more than this
+#: multiple of it and so many nats beyond.
+_WELL_ABOVE = 1.25
+_NATS_BEYOND = 0.1
+
+#: And stays there for so long: a fraction of the run's steps, so many at least.
+_PATIENCE = 0.25
+_LEAST_PATIENCE = 50
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +50,21 @@ class Rung:
     tokens: int
     #: The mean training loss since the rung before, nats a token.
     train_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands, besides its tensors: what the next step follows from."""
+
+    #: Optimiser steps done.
+    step: int = 0
+    #: Windows that go through the student at a time: fewer than at first where memory ran out.
+    micro_batch_windows: int
+    taid: TaidSchedule = field(default_factory=TaidSchedule)
+    #: The loss of the first step, before anything was learnt.
+    untrained_loss: float | None = None
+    #: For how many steps the loss has been well above that.
+    steps_above: int = 0
 
 
 def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
@@ -51,76 +83,162 @@ def learning_rate(step: int, request: DistillationRequest) -> float:
     return request.learning_rate * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def distill(
-    student: PreTrainedModel,
-    targets: Targets,
-    windows: Tensor,
-    request: DistillationRequest,
-    *,
-    rungs: Sequence[int],
-    seed: int,
-) -> Iterator[Rung]:
-    """Train `student` in place; pauses at each rung, so that the caller can measure it.
+@final
+class Training:
+    """The run of one student, in place. It advances as far as it is told, and can be stored and gone on with.
+
+    A run that was stored at some steps and gone on with, each time with another object, ends with the weights of one
+    that was never stopped: bit for bit on the same device with the same number of threads.
 
     Args:
         student: in float32; all of its parameters are trained.
         targets: the teacher's, of these windows.
         windows: (W, T) tokens; each is seen once before any is seen again.
         request: the schedule.
-        rungs: optimiser steps after which to pause, ascending.
         seed: permutes the windows: all candidates of a search see the same batches.
-
-    Raises:
-        CandidateFailed: the loss or its gradient stopped being finite; says at which step.
     """
-    optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
-    batch_windows = request.batch_tokens // windows.shape[1]
-    order = training_order(len(windows), total=request.steps * batch_windows, seed=seed)
-    objective, taid = Objective.of(request), TaidSchedule()
-    losses: list[float] = []
-    for step, chosen in zip(range(rungs[-1]), order.split(batch_windows), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, request)
-        loss = _loss(student, targets, windows[chosen], chosen, objective)
-        losses.append(_train_step(student, loss, optimizer, request, step=step))
-        if request.loss == "taid":
-            taid = taid.after(losses[-1], progress=(step + 1) / request.steps)
-            objective = replace(objective, interpolation=taid.interpolation)
-        if step + 1 in rungs:
-            yield Rung(tokens=(step + 1) * request.batch_tokens, train_loss=sum(losses) / len(losses))
-            losses.clear()
+
+    def __init__(
+        self, student: PreTrainedModel, targets: Targets, windows: Tensor, request: DistillationRequest, *, seed: int
+    ) -> None:
+        self._student, self._targets, self._windows, self._request = student, targets, windows, request
+        self._optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
+        self._batch_windows = request.batch_tokens // windows.shape[1]
+        self._order = training_order(len(windows), total=request.steps * self._batch_windows, seed=seed)
+        self._autocast = _autocast_dtype(request, student.device)
+        self._body = _body(student, request)
+        micro_batch_tokens = request.micro_batch_tokens or request.batch_tokens
+        self.position = Position(micro_batch_windows=micro_batch_tokens // windows.shape[1])
+
+    def advance(self, step: int) -> Rung:
+        """Train until so many optimiser steps are done: at least one more than are now, at most the run's.
+
+        Raises:
+            CandidateFailed: the loss or its gradient stopped being finite, or the loss has been above the untrained
+                student's for a quarter of the run; says at which step.
+            torch.OutOfMemoryError: one window at a time takes too much.
+        """
+        assert self.position.step < step <= self._request.steps, "a run goes forward"
+        losses = [self._step() for _ in range(self.position.step, step)]
+        return Rung(tokens=step * self._request.batch_tokens, train_loss=sum(losses) / len(losses))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The student's parameters and the optimiser's moments, by names that `restore` knows; not copied."""
+        named = dict(self._student.named_parameters())
+        return {f"parameters.{name}": parameter.detach() for name, parameter in named.items()} | {
+            f"{moment}.{name}": self._optimizer.state[parameter][moment]
+            for moment in _MOMENTS
+            for name, parameter in named.items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], position: Position) -> None:
+        """Go on where another run, with the same arguments, had these `tensors()` at this `position`."""
+        optimizer = self._optimizer.state_dict()
+        optimizer["state"] = {}
+        with torch.no_grad():
+            for number, (name, parameter) in enumerate(self._student.named_parameters()):
+                parameter.copy_(tensors[f"parameters.{name}"])
+                moments = {moment: tensors[f"{moment}.{name}"].clone() for moment in _MOMENTS}
+                optimizer["state"][number] = {"step": torch.tensor(float(position.step)), **moments}
+        self._optimizer.load_state_dict(optimizer)
+        self.position = position
+
+    def _step(self) -> float:
+        """One optimiser step; its loss."""
+        request, position = self._request, self.position
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(position.step, request)
+        first = position.step * self._batch_windows
+        total = self._backward(self._order[first : first + self._batch_windows])
+        norm = clip_grad_norm_(self._student.parameters(), request.max_grad_norm)
+        loss, gradient_norm = torch.stack([total, norm.to(total)]).tolist()  # one wait for the device
+        self._note(loss, gradient_norm)
+        self._optimizer.step()
+        return float(loss)
+
+    def _backward(self, numbers: Tensor) -> Tensor:
+        """The loss of a batch of windows; its gradient is the parameters'. Where memory runs out, once more with half
+        as many windows at a time: what was done of the step is thrown away, so that nothing counts twice."""
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._accumulate(numbers)
+            except torch.OutOfMemoryError:
+                if self.position.micro_batch_windows == 1:
+                    raise
+            self._halve()  # outside of the handler, whose traceback holds the step's tensors
+
+    def _accumulate(self, numbers: Tensor) -> Tensor:
+        total = torch.zeros((), device=self._student.device)
+        for part in numbers.split(self.position.micro_batch_windows):
+            loss = self._loss(part) * (len(part) / len(numbers))
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def _loss(self, numbers: Tensor) -> Tensor:
+        batch_BT = self._windows[numbers].to(self._student.device)
+        objective = replace(Objective.of(self._request), interpolation=self.position.taid.interpolation)
+        target_BTK = None if objective.teacher_loss is None else self._targets.hidden(numbers)
+        labels_BT = next_tokens(batch_BT) if objective.cross_entropy_weight else None
+        with torch.autocast(self._student.device.type, self._autocast, enabled=self._autocast is not None):
+            hidden_BTH = self._body(input_ids=batch_BT, use_cache=False).last_hidden_state
+            return chunked_loss(
+                hidden_BTH, head_of(self._student), target_BTK, self._targets.head, objective, labels_N=labels_BT
+            )
+
+    def _halve(self) -> None:
+        self.position = replace(self.position, micro_batch_windows=self.position.micro_batch_windows // 2)
+        log.warning("out of memory: going on with smaller micro batches", windows=self.position.micro_batch_windows)
+        if self._student.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _note(self, loss: float, gradient_norm: float) -> None:
+        """Move the position past a step. Raises CandidateFailed: see `advance`."""
+        step, steps = self.position.step + 1, self._request.steps
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise CandidateFailed(
+                f"distillation diverged at step {step} of {steps}: loss {loss}, gradient norm {gradient_norm}. {_HINT}"
+            )
+        self.position = _after_step(self.position, loss, self._request)
+        if self.position.steps_above >= max(_LEAST_PATIENCE, round(_PATIENCE * steps)):
+            raise CandidateFailed(
+                f"distillation diverged: at step {step} of {steps} the loss is {loss:.4g}, and it has been well above "
+                f"the untrained student's {self.position.untrained_loss:.4g} for {self.position.steps_above} steps. "
+                f"{_HINT}"
+            )
 
 
-def _loss(
-    student: PreTrainedModel, targets: Targets, batch_BT: Tensor, numbers_B: Tensor, objective: Objective
-) -> Tensor:
-    hidden_BTH = hidden_states(student, batch_BT)
-    target_BTK = None if objective.teacher_loss is None else targets.hidden(numbers_B)
-    labels_BT = next_tokens(batch_BT).to(student.device) if objective.cross_entropy_weight else None
-    return chunked_loss(hidden_BTH, head_of(student), target_BTK, targets.head, objective, labels_N=labels_BT)
+_HINT = "A lower distillation.learning_rate usually helps."
+
+
+def _after_step(position: Position, loss: float, request: DistillationRequest) -> Position:
+    if request.loss == "taid":  # whose target moves away from the student: its loss says nothing of divergence
+        taid = position.taid.after(loss, progress=(position.step + 1) / request.steps)
+        return replace(position, step=position.step + 1, taid=taid)
+    untrained = loss if position.untrained_loss is None else position.untrained_loss
+    is_above = loss > _WELL_ABOVE * untrained + _NATS_BEYOND
+    steps_above = position.steps_above + 1 if is_above else 0
+    return replace(position, step=position.step + 1, untrained_loss=untrained, steps_above=steps_above)
+
+
+def _autocast_dtype(request: DistillationRequest, device: torch.device) -> torch.dtype | None:
+    """What matrix products are computed in where the weights, which stay float32, are not."""
+    in_bfloat16 = request.precision == "bfloat16" or (request.precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if in_bfloat16 else None
+
+
+def _body(student: PreTrainedModel, request: DistillationRequest) -> Callable[..., Any]:
+    """What makes the final norm's output of tokens: all of the student but its head."""
+    if request.activation_checkpointing:
+        student.activation_checkpointing_enable()
+        for module in student.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # what it asks for; its children, and with them dropout, stay as they are
+    body: nn.Module = student.base_model
+    return torch.compile(body) if request.compile else body
 
 
 def next_tokens(batch_BT: Tensor) -> Tensor:
     """The token that follows each one in its window, `NO_LABEL` behind the last: (B, T), int64."""
     return pad(batch_BT[:, 1:].long(), (0, 1), value=NO_LABEL)
-
-
-def _train_step(
-    student: PreTrainedModel,
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    request: DistillationRequest,
-    *,
-    step: int,
-) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    gradient_norm = clip_grad_norm_(student.parameters(), request.max_grad_norm)
-    value, norm = loss.item(), gradient_norm.item()
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise CandidateFailed(
-            f"distillation diverged at step {step + 1} of {request.steps}: loss {value}, gradient norm {norm}. "
-            "A lower distillation.learning_rate usually helps."
-        )
-    optimizer.step()
-    return value

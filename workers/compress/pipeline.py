@@ -27,21 +27,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
-from search.errors import CandidateFailed, UnusableTeacher
+from search.errors import CandidateFailed, NotFound, UnusableTeacher
 from search.families import FAMILIES
 from search.ports import ArtifactStore, EvaluationTask
-from search.records import Measurement, Preparation, RunResult, SearchRecord
+from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
 from search.request import SearchRequest
 from search.selection import Selection
 from search.serialization import canonical_json, to_json
 from search.sources import resolve_teacher
 from search.texts import Texts, resolve_texts
-from workers.compress import targets
+from workers.compress import partial, targets
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.corpus import pinned
 from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
-from workers.compress.distill import distill, rung_steps
+from workers.compress.distill import Rung, Training, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.head import head_of
 from workers.compress.importance import SCORES_VERSION, Importance, score
@@ -249,8 +249,20 @@ def _targets(
     return KeptTargets.load(preparation.target_artifacts[split], head_of(teacher.model), artifacts)
 
 
-def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A candidate before distillation, or at a rung."""
+
+    measurements: tuple[Measurement, ...]
+    #: Where the run stands, if that was stored.
+    partial: PartialRun | None = None
+
+
+def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunResult]:
     """One candidate: measured before distillation, then at each rung; the result comes last.
+
+    At every rung but the last the run is stored. A task with such a partial run goes on from there, and what comes
+    is what would have come.
 
     Raises:
         CandidateFailed: it diverged, does not fit into memory, or was not built with the parameters counted.
@@ -261,7 +273,7 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measureme
         raise CandidateFailed(f"the candidate does not fit on {bench.device}: {error}") from error
 
 
-def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurement, ...] | RunResult]:
+def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunResult]:
     request, teacher, clock = task.search.request, bench.teacher, Stopwatch()
     with clock("slice"):
         selection = select(
@@ -272,23 +284,23 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
         )
         student = build_student(teacher, task.architecture, selection)
         _check_count(student, task)
-    with clock("measure"):
-        before = _measure(bench, student, "validation", task, tokens=0) + _on_tasks(bench, student, task, tokens=0)
-    yield before
-
-    rungs = rung_steps(request.strategy.rungs, steps=request.distillation.steps)
-    taught, windows = bench.targets["train"], bench.tokens.train
-    run = distill(student, taught, windows, request.distillation, rungs=rungs, seed=task.seed)
-    for _ in rungs:
-        with clock("distill"):
-            rung = next(run)
+        training = Training(student, bench.targets["train"], bench.tokens.train, request.distillation, seed=task.seed)
+        _go_on(training, task, bench, clock)
+    if training.position.step == 0:
         with clock("measure"):
-            measured = _measure(bench, student, "validation", task, tokens=rung.tokens)
-            if rung.tokens == request.distillation.tokens:
-                measured += _measure(bench, student, "test", task, tokens=rung.tokens)
-                measured += _on_tasks(bench, student, task, tokens=rung.tokens)
-                measured += _measurements(latency_metrics(student, request.evaluation.latency), tokens=rung.tokens)
-        yield (*measured, Measurement(tokens=rung.tokens, metric="train_loss", value=rung.train_loss))
+            before = _measure(bench, student, "validation", task, tokens=0) + _on_tasks(bench, student, task, tokens=0)
+        yield Measured(measurements=before)
+
+    for step in rung_steps(request.strategy.rungs, steps=request.distillation.steps):
+        if step <= training.position.step:
+            continue
+        with clock("distill"):
+            rung = training.advance(step)
+        with clock("measure"):
+            measured = _at_rung(bench, student, task, rung)
+        with clock("store"):
+            kept = _keep_partial(training, rung, task, bench, clock)
+        yield Measured(measurements=measured, partial=kept)
 
     with clock("store"):
         selection_artifact = bench.artifacts.put_bytes(canonical_json(selection).encode())
@@ -300,6 +312,39 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[tuple[Measurem
         seconds=clock.seconds,
         environment=environment(bench.device),
     )
+
+
+def _go_on(training: Training, task: EvaluationTask, bench: Workbench, clock: Stopwatch) -> None:
+    """Take up what an earlier attempt left, if it is still there; what it took counts."""
+    if task.partial is None:
+        return
+    try:
+        clock.add(partial.go_on(training, task.partial.artifact, bench.artifacts))
+    except NotFound:
+        log.warning("a partial run is gone: starting anew", candidate=task.candidate_id, tokens=task.partial.tokens)
+
+
+def _keep_partial(
+    training: Training, rung: Rung, task: EvaluationTask, bench: Workbench, clock: Stopwatch
+) -> PartialRun | None:
+    """Store where the run stands, unless this is its end or there is no space."""
+    if rung.tokens == task.search.request.distillation.tokens:
+        return None
+    artifact = partial.keep(training, clock.seconds, bench.artifacts)
+    if artifact is None:
+        log.warning("no space to keep a partial run", candidate=task.candidate_id, tokens=rung.tokens)
+        return None
+    return PartialRun(tokens=rung.tokens, artifact=artifact)
+
+
+def _at_rung(bench: Workbench, student: PreTrainedModel, task: EvaluationTask, rung: Rung) -> tuple[Measurement, ...]:
+    request, tokens = task.search.request, rung.tokens
+    measured = _measure(bench, student, "validation", task, tokens=tokens)
+    if tokens == request.distillation.tokens:
+        measured += _measure(bench, student, "test", task, tokens=tokens)
+        measured += _on_tasks(bench, student, task, tokens=tokens)
+        measured += _measurements(latency_metrics(student, request.evaluation.latency), tokens=tokens)
+    return (*measured, Measurement(tokens=tokens, metric="train_loss", value=rung.train_loss))
 
 
 def build_student(teacher: Teacher, architecture: Architecture, selection: Selection) -> PreTrainedModel:

@@ -88,7 +88,7 @@ class LockedSearch:
         """
         check_transition("run", candidate.run_id, candidate.state, to)
         if to.is_final:
-            values |= {"finished_at": self.now, "error": reason}
+            values |= {"finished_at": self.now, "error": reason, "partial": None}
         self.connection.execute(update(runs).where(runs.c.id == candidate.run_id).values(state=to, **values))
         if candidate.state is RunState.RUNNING:
             this_attempt = (attempts.c.run_id == candidate.run_id) & (attempts.c.number == candidate.attempts)

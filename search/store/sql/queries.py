@@ -131,9 +131,10 @@ def _candidates() -> Select[Any]:
         attempts.c.number == runs.c.num_attempts,
         runs.c.state != RunState.PENDING,
     )
-    run = (runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error, runs.c.result)
+    run = (runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error)
+    left = (runs.c.partial, runs.c.result)
     return (
-        select(candidates, runs.c.id.label("run_id"), *run, attempts.c.worker, attempts.c.started_at)
+        select(candidates, runs.c.id.label("run_id"), *run, *left, attempts.c.worker, attempts.c.started_at)
         .join(runs, runs.c.candidate_id == candidates.c.id)
         .outerjoin(attempts, last_attempt)
     )
@@ -157,6 +158,7 @@ def _candidate_record(row: Row[Any], measured: Iterable[Measurement] = ()) -> Ca
         started_at=row.started_at,
         finished_at=row.finished_at,
         error=row.error,
+        partial=row.partial,
         result=row.result,
         measurements=tuple(measured),
     )
@@ -255,8 +257,8 @@ def all_drivers(connection: Connection) -> list[DriverRecord]:
     return [DriverRecord(**row._mapping) for row in rows]
 
 
-def artifacts_only_of(connection: Connection, search_id: str) -> list[str]:
-    """Digests of the artifacts that this search refers to and no other does."""
+def artifacts_only_of(connection: Connection, search_id: str, *where: ColumnElement[bool]) -> list[str]:
+    """Digests of the artifacts that this search refers to, and that match, and no other search does."""
     others = select(artifacts.c.digest).where(artifacts.c.search_id != search_id)
     own = select(artifacts.c.digest).where(artifacts.c.search_id == search_id, artifacts.c.digest.not_in(others))
-    return list(connection.scalars(own.order_by(artifacts.c.digest)))
+    return list(connection.scalars(own.where(*where).order_by(artifacts.c.digest)))

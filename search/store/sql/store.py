@@ -27,6 +27,7 @@ from search.records import (
     Lease,
     Measurement,
     NewSearch,
+    PartialRun,
     Preparation,
     Proposal,
     RunResult,
@@ -37,6 +38,7 @@ from search.store.sql import queries
 from search.store.sql.engine import errors_named, for_reading, for_writing, make_engine, parse_url
 from search.store.sql.locked import LockedSearch, lock_lease, lock_search
 from search.store.sql.tables import (
+    artifacts,
     attempts,
     budgets,
     candidates,
@@ -326,12 +328,17 @@ class SqlStore(Store):
             search.move_run(candidate, RunState.RUNNING, num_attempts=number)
             attempt = {"run_id": run_id, "number": number, "worker": worker, "started_at": search.now}
             search.connection.execute(insert(attempts).values(attempt))
-            search.connection.execute(delete(measurements).where(measurements.c.run_id == run_id))
+            done = candidate.partial.tokens if candidate.partial else -1
+            again = and_(measurements.c.run_id == run_id, measurements.c.tokens > done)
+            search.connection.execute(delete(measurements).where(again))
+            goes_on = {"from_tokens": done} if candidate.partial else {}
             search.append_candidate(
-                "candidate.running", candidate, worker=worker, attempt=number, progress=search.progress()
+                "candidate.running", candidate, worker=worker, attempt=number, **goes_on, progress=search.progress()
             )
 
-    def record(self, lease: Lease, run_id: str, measurements: Sequence[Measurement]) -> None:
+    def record(
+        self, lease: Lease, run_id: str, measurements: Sequence[Measurement], *, partial: PartialRun | None = None
+    ) -> None:
         with self._leased(lease) as search:
             candidate = search.run(run_id)
             if candidate.state is not RunState.RUNNING:
@@ -342,6 +349,18 @@ class SqlStore(Store):
             for tokens, of_rung in groupby(new, key=lambda measurement: measurement.tokens):
                 metrics = {measurement.metric: measurement.value for measurement in of_rung}
                 search.append_candidate("candidate.measured", candidate, tokens=tokens, metrics=metrics)
+            if partial is not None:
+                search.connection.execute(update(runs).where(runs.c.id == run_id).values(partial=partial))
+                search.refer(partial=[partial.artifact])
+
+    def reclaim(self, search_id: str) -> Sequence[str]:
+        with self._locked(search_id) as search:
+            left = {candidate.partial.artifact for candidate in search.runs_in(*RunState) if candidate.partial}
+            superseded = and_(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
+            orphans = queries.artifacts_only_of(search.connection, search_id, superseded)
+            of_search = and_(artifacts.c.search_id == search_id, superseded)
+            search.connection.execute(delete(artifacts).where(of_search))
+            return orphans
 
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
         with self._leased(lease) as search:

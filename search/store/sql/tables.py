@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 
 from search.architecture import Architecture
-from search.records import JobState, Preparation, RunResult, RunState, TeacherRecord
+from search.records import JobState, PartialRun, Preparation, RunResult, RunState, TeacherRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 
@@ -176,6 +176,7 @@ runs = Table(
     Column("num_attempts", Integer, nullable=False),
     Column("finished_at", UtcDateTime),
     Column("error", Text),
+    Column("partial", Value(PartialRun)),
     Column("result", Value(RunResult)),
     UniqueConstraint("candidate_id", "seed"),
 )

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 from dataclasses import replace
 from typing import get_args
@@ -13,8 +14,9 @@ from transformers import PreTrainedModel
 
 from search.errors import CandidateFailed
 from search.request import DistillationLoss, DistillationRequest
-from tests.support.llamas import random_llama, some_tokens
-from workers.compress.distill import Rung, distill, learning_rate, rung_steps
+from tests.support.families import random_teacher
+from tests.support.llamas import CONFIG, random_llama, some_tokens
+from workers.compress.distill import Position, Rung, Training, learning_rate, rung_steps
 from workers.compress.evaluate import held_out
 from workers.compress.losses import TEACHER_LOSSES, Objective, TaidSchedule, forward_kl
 from workers.compress.targets import LiveTargets, Targets
@@ -40,7 +42,14 @@ def run(
     rungs: tuple[int, ...] = (20,),
     seed: int = 0,
 ) -> list[Rung]:
-    return list(distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, request, rungs=rungs, seed=seed))
+    training = training_of(student, teacher, request, seed=seed)
+    return [training.advance(step) for step in rungs]
+
+
+def training_of(
+    student: PreTrainedModel, teacher: PreTrainedModel, request: DistillationRequest = REQUEST, *, seed: int = 0
+) -> Training:
+    return Training(student, LiveTargets(teacher, WINDOWS), WINDOWS, request, seed=seed)
 
 
 def weights(model: PreTrainedModel) -> list[Tensor]:
@@ -148,7 +157,7 @@ def test_what_is_minimised_is_what_the_request_asks_for(
 ) -> None:
     student, schedule = new_student(), TaidSchedule()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    run_ = distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, request_, rungs=(1, 2, 3), seed=0)
+    training = training_of(student, teacher, request_)
     for step, chosen in enumerate(order.split(2)[:3]):
         batch = WINDOWS[chosen].long()
         with torch.no_grad():
@@ -159,7 +168,7 @@ def test_what_is_minimised_is_what_the_request_asks_for(
             else:
                 objective = replace(Objective.of(request_), interpolation=schedule.interpolation)
                 expected += float(TEACHER_LOSSES[request_.loss](ours, theirs, objective))
-        measured = next(run_).train_loss
+        measured = training.advance(step + 1).train_loss
         assert measured == pytest.approx(expected, rel=1e-9), step
         schedule = schedule.after(measured, progress=(step + 1) / 20)
 
@@ -175,19 +184,187 @@ def test_without_the_teachers_loss_the_teacher_is_not_asked(teacher: PreTrainedM
 
     text_only = replace(REQUEST, loss="cross_entropy")
     absent = Absent(LiveTargets(teacher, WINDOWS).head)
-    (first, last) = distill(new_student(), absent, WINDOWS, text_only, rungs=(1, 20), seed=0)
+    training = Training(new_student(), absent, WINDOWS, text_only, seed=0)
+    first, last = training.advance(1), training.advance(20)
     assert last.train_loss < first.train_loss
 
 
 def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:
     student = new_student()
-    run_ = distill(student, LiveTargets(teacher, WINDOWS), WINDOWS, REQUEST, rungs=(3, 20), seed=0)
-    next(run_)
+    training = training_of(student, teacher)
+    training.advance(3)
     with torch.no_grad():
         next(student.parameters()).fill_(float("inf"))
     with pytest.raises(CandidateFailed, match="diverged at step 4 of 20: loss nan") as caught:
-        next(run_)
+        training.advance(20)
     assert "learning_rate" in caught.value.reason
+
+
+def test_a_run_whose_loss_stays_well_above_the_untrained_student_s_has_diverged(teacher: PreTrainedModel) -> None:
+    long = replace(REQUEST, tokens=16 * 2 * 400, max_epochs=99, learning_rate=3.0, max_grad_norm=1e9)
+    training = training_of(new_student(), teacher, long)
+    with pytest.raises(
+        CandidateFailed, match=r"at step \d+ of 400 the loss is .* untrained student's .* for 100 steps"
+    ):
+        training.advance(400)
+    assert training.position.step < 200
+
+
+def test_a_student_that_begins_as_its_teacher_has_not_diverged(teacher: PreTrainedModel) -> None:
+    long = replace(REQUEST, tokens=16 * 2 * 200, max_epochs=99)
+    same_as_teacher = random_llama(seed=0).model.requires_grad_()
+    training = training_of(same_as_teacher, teacher, long)
+    assert training.advance(200).train_loss >= 0
+    assert training.position.untrained_loss == pytest.approx(0, abs=1e-9)
+
+
+def test_the_loss_of_a_moving_target_may_rise(teacher: PreTrainedModel) -> None:
+    training = training_of(new_student(), teacher, replace(REQUEST, loss="taid"))
+    training.advance(20)
+    assert training.position.untrained_loss is None
+
+
+# --- stopping and going on
+
+
+RESUMED = [REQUEST, replace(REQUEST, loss="taid"), replace(REQUEST, micro_batch_tokens=16, cross_entropy_weight=0.5)]
+
+
+@pytest.mark.parametrize("request_", RESUMED, ids=["kl", "taid", "micro"])
+def test_a_run_that_is_stopped_at_every_rung_ends_as_an_undisturbed_one_bit_for_bit(
+    teacher: PreTrainedModel, request_: DistillationRequest
+) -> None:
+    undisturbed = new_student()
+    expected = run(undisturbed, teacher, request_, rungs=(3, 4, 11, 20))
+    student = new_student()
+    training, rungs = training_of(student, teacher, request_), []
+    for step in (3, 4, 11, 20):
+        rungs.append(training.advance(step))
+        tensors = {name: tensor.clone() for name, tensor in training.tensors().items()}
+        position = training.position
+        student = new_student(seed=99)  # nothing of it is to remain
+        training = training_of(student, teacher, request_)
+        training.restore(tensors, position)
+    assert rungs == expected
+    assert same(weights(student), weights(undisturbed))
+
+
+def test_what_is_stored_of_a_run_is_not_changed_by_going_on_with_it(teacher: PreTrainedModel) -> None:
+    first = training_of(new_student(), teacher)
+    first.advance(3)
+    tensors = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    second = training_of(new_student(), teacher)
+    second.restore(tensors, first.position)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    second.advance(20)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("micro_batch_windows", [1, 3, 5, 8])
+def test_micro_batches_change_nothing_but_the_rounding(teacher: PreTrainedModel, micro_batch_windows: int) -> None:
+    whole = replace(REQUEST, tokens=16 * 8 * 10, batch_tokens=16 * 8, cross_entropy_weight=0.3)
+    parts = replace(whole, micro_batch_tokens=16 * micro_batch_windows)
+    one, other = new_student(), new_student()
+    (expected,), (got,) = (run(*each, rungs=(10,)) for each in ((one, teacher, whole), (other, teacher, parts)))
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-9)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def out_of_memory_above(student: PreTrainedModel, windows: int) -> list[int]:
+    """Make a student's last layer fail for more windows; the sizes of the batches that came through."""
+    sizes = []
+
+    def look(module: object, arguments: tuple[Tensor, ...]) -> None:
+        if len(arguments[0]) > windows:
+            raise torch.OutOfMemoryError("no space")
+        sizes.append(len(arguments[0]))
+
+    student.get_submodule("model.norm").register_forward_pre_hook(look)
+    return sizes
+
+
+def test_where_memory_runs_out_the_run_goes_on_with_half_as_many_windows_at_a_time(teacher: PreTrainedModel) -> None:
+    whole = replace(REQUEST, tokens=16 * 8 * 5, batch_tokens=16 * 8)
+    student, undisturbed = new_student(), new_student()
+    sizes = out_of_memory_above(student, 2)
+    (got,), (expected,) = run(student, teacher, whole, rungs=(5,)), run(undisturbed, teacher, whole, rungs=(5,))
+    assert sizes == [2] * 4 * 5
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-9)
+    for a, b in zip(student.parameters(), undisturbed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_a_step_that_ran_out_of_memory_half_way_counts_once(teacher: PreTrainedModel) -> None:
+    """The second micro batch fails, when the first one's gradient is there already."""
+    request_ = replace(REQUEST, tokens=16 * 4, batch_tokens=16 * 4, micro_batch_tokens=16 * 2)
+    student, undisturbed = new_student(), new_student()
+    calls = itertools.count()
+
+    def look(module: object, arguments: tuple[Tensor, ...]) -> None:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("no space")
+
+    student.get_submodule("model.norm").register_forward_pre_hook(look)
+    run(student, teacher, request_, rungs=(1,))
+    run(undisturbed, teacher, request_, rungs=(1,))
+    for a, b in zip(student.parameters(), undisturbed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_what_does_not_fit_window_by_window_does_not_fit(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    out_of_memory_above(student, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(student, teacher)
+
+
+def test_the_smaller_micro_batch_is_part_of_where_a_run_stands(teacher: PreTrainedModel) -> None:
+    student = new_student()
+    out_of_memory_above(student, 1)
+    training = training_of(student, teacher)
+    training.advance(1)
+    assert training.position == Position(step=1, micro_batch_windows=1, untrained_loss=training.position.untrained_loss)
+
+
+def test_activation_checkpointing_changes_nothing_bit_for_bit(teacher: PreTrainedModel) -> None:
+    one, other = new_student(), new_student()
+    calls: list[None] = []
+    other.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_: calls.append(None))
+    (expected,) = run(one, teacher)
+    assert run(other, teacher, replace(REQUEST, activation_checkpointing=True)) == [expected]
+    assert same(weights(one), weights(other))
+    assert len(calls) == 2 * 20, "each layer is computed twice a step"
+    assert not other.training
+
+
+def in_float32(seed: int, **config: int) -> PreTrainedModel:
+    return random_teacher(CONFIG | config, seed=seed, dtype=torch.float32).model.requires_grad_()
+
+
+def test_bfloat16_computes_in_it_over_weights_and_moments_in_float32() -> None:
+    teacher, exact, rounded = in_float32(0), in_float32(7, num_hidden_layers=1), in_float32(7, num_hidden_layers=1)
+    seen = set()
+    rounded.get_submodule("model.layers.0.mlp.down_proj").register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    (expected,) = run(exact, teacher)
+    training = training_of(rounded, teacher, replace(REQUEST, precision="bfloat16"))
+    got = training.advance(20)
+    assert seen == {torch.bfloat16}
+    assert {tensor.dtype for tensor in training.tensors().values()} == {torch.float32}
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=0.02)
+    assert got.train_loss != expected.train_loss
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler's own imports
+def test_compiled_it_is_the_same_run_but_for_the_rounding() -> None:
+    teacher, one, other = in_float32(0), in_float32(7, num_hidden_layers=1), in_float32(7, num_hidden_layers=1)
+    (expected,) = run(one, teacher)
+    (got,) = run(other, teacher, replace(REQUEST, compile=True))
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
 
 
 def test_rungs_are_whole_steps_and_end_with_the_run() -> None:

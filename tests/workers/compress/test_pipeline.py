@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import SelectionRequest
 from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, UnusableTeacher
 from search.evaluation import EvaluationRequest, LatencyRequest
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
-from search.records import Measurement, RunResult, SearchRecord
+from search.records import Measurement, PartialRun, RunResult, SearchRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
 from search.selection import Selection
 from search.serialization import from_json
@@ -26,7 +27,7 @@ from workers.compress.data import Tokens, pack
 from workers.compress.evaluate import held_out
 from workers.compress.importance import Importance, score
 from workers.compress.model import build_model, count_parameters
-from workers.compress.pipeline import Workbench, build_student, evaluate, prepare
+from workers.compress.pipeline import Measured, Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
 from workers.compress.targets import Targets
 from workers.compress.tasks import judge
@@ -66,7 +67,7 @@ def bench(home: Home, search: SearchRecord) -> Workbench:
 def run(bench: Workbench, task: EvaluationTask) -> tuple[list[tuple[Measurement, ...]], RunResult]:
     *rungs, result = evaluate(bench, task)
     assert isinstance(result, RunResult)
-    measured = [rung for rung in rungs if not isinstance(rung, RunResult)]
+    measured = [rung.measurements for rung in rungs if not isinstance(rung, RunResult)]
     assert len(measured) == len(rungs)
     return measured, result
 
@@ -306,11 +307,53 @@ def test_a_candidate_is_reproduced_bit_for_bit_and_another_seed_is_another_run(
     assert other.checkpoint_artifact != outcome[1].checkpoint_artifact
 
 
+def test_a_run_that_is_stopped_at_every_rung_gives_what_an_undisturbed_one_gives(
+    home: Home, search: SearchRecord, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    task = task_for(search)
+    run_ = evaluate(bench_of(home, search), task)
+    news = next(run_)
+    assert isinstance(news, Measured)
+    measured = [news.measurements]
+    while isinstance(news := next(run_), Measured):
+        measured.append(news.measurements)
+        if news.partial is not None:
+            task = replace(task, partial=news.partial)
+            run_ = evaluate(bench_of(home, search), task)
+    assert task.partial is not None
+    assert task.partial.tokens < TOTAL
+    assert measured == outcome[0]
+    result = news
+    assert result.checkpoint_artifact == outcome[1].checkpoint_artifact
+    assert result.selection_artifact == outcome[1].selection_artifact
+    assert set(result.seconds) == {"slice", "measure", "distill", "store"}
+
+
+def test_a_partial_run_that_is_gone_is_begun_anew(
+    home: Home, search: SearchRecord, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    gone = replace(task_for(search), partial=PartialRun(tokens=256, artifact="0" * 64))
+    rungs, result = run(bench_of(home, search), gone)
+    assert rungs == outcome[0]
+    assert result.checkpoint_artifact == outcome[1].checkpoint_artifact
+
+
+def test_where_there_is_no_space_a_run_is_not_kept_and_goes_on(home: Home, search: SearchRecord) -> None:
+    class Full(FsspecArtifactStore):
+        def free_bytes(self) -> int:
+            return 1_000
+
+    full = Full(str(home.path / "artifacts"), cache_dir=home.path / "cache")
+    rungs = list(evaluate(replace(bench_of(home, search), artifacts=full), task_for(search)))
+    assert isinstance(rungs[-1], RunResult)
+    assert all(rung.partial is None for rung in rungs if isinstance(rung, Measured))
+
+
 def test_the_teacher_as_a_candidate_starts_as_the_teacher(bench: Workbench, search: SearchRecord) -> None:
     task = replace(task_for(search), architecture=bench.teacher.architecture, parameters=search.teacher.parameters)
     before = next(evaluate(bench, task))
     assert not isinstance(before, RunResult)
-    values = {m.metric: m.value for m in before}
+    values = {m.metric: m.value for m in before.measurements}
     assert search.preparation is not None
     assert values == {
         "validation_loss": search.preparation.teacher_metrics["validation_loss"],

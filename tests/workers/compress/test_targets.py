@@ -15,7 +15,7 @@ from search.request import DistillationRequest
 from tests.support.families import random_teacher
 from tests.support.llamas import CONFIG, logits_of, some_tokens
 from workers.compress import targets
-from workers.compress.distill import distill
+from workers.compress.distill import Training
 from workers.compress.head import head_of
 from workers.compress.targets import KeptTargets, LiveTargets, fits, keep, num_bytes
 
@@ -135,7 +135,7 @@ def test_learning_from_kept_targets_is_learning_from_the_teacher(
     losses = []
     for taught in (LiveTargets(model, WINDOWS), KeptTargets.load(kept(), head_of(model), artifacts)):
         student = random_teacher(CONFIG | {"num_hidden_layers": 1}, seed=7, dtype=torch.float32).model.requires_grad_()
-        rungs = distill(student, taught, WINDOWS, request, rungs=range(1, 51), seed=0)
-        losses.append(torch.tensor([rung.train_loss for rung in rungs]))
+        training = Training(student, taught, WINDOWS, request, seed=0)
+        losses.append(torch.tensor([training.advance(step).train_loss for step in range(1, 51)]))
     torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
     assert losses[0][-1] < 0.8 * losses[0][0]

@@ -106,10 +106,10 @@ def test_an_upgrade_that_fails_leaves_the_database_as_it_was(empty_database_url:
 
 def test_a_database_without_tables_is_not_current_and_the_error_says_what_to_run(empty_database_url: str) -> None:
     with pytest.raises(
-        DatabaseNotCurrent, match=r"expected .* 0001, found no tables\. Run `espalier migrate`"
+        DatabaseNotCurrent, match=r"expected .* 0002, found no tables\. Run `espalier migrate`"
     ) as raised:
         migrate.require_current(empty_database_url)
-    assert (raised.value.expected, raised.value.found) == ("0001", None)
+    assert (raised.value.expected, raised.value.found) == ("0002", None)
 
 
 def test_checking_creates_nothing(tmp_path: Path) -> None:

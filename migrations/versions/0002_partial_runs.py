@@ -1,0 +1,13 @@
+"""Runs that were begun and can be gone on with."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("runs", sa.Column("partial", sa.JSON(), nullable=True))

@@ -4,9 +4,9 @@ One search at a time, on the main thread; exports beside it, on a second one, so
 the next search runs; a third renews the leases. The driver itself computes nothing and never loads torch's models.
 Ray is connected before the first job is taken, so that what the driver reports tells whether candidates could run.
 
-SIGTERM and SIGINT end it cleanly: candidates that run are given up (they will go on from their last rung, with the
-same seed), the lease is released for the next driver, Ray is left, exit status 0. After ``kill -9`` the next driver takes
-over when the lease has expired.
+SIGTERM and SIGINT end it cleanly: candidates that run are given up (they will go on from their last rung), the lease
+is released for the next driver, Ray is left, exit status 0. After ``kill -9`` the next driver takes over when the
+lease has expired.
 """
 
 import os

@@ -178,6 +178,19 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """What the only candidate of a search begins with: another's that was distilled briefly (`search.finishing`)."""
+
+    __pydantic_config__: ClassVar[Any] = _STORED
+
+    candidate_id: str
+    #: Artifact (JSON): the `Selection`.
+    selection_artifact: str
+    #: Artifact (safetensors): its weights; None: they are cut from the teacher again.
+    checkpoint_artifact: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRecord:
     """A search as stored."""
 
@@ -193,6 +206,8 @@ class SearchRecord:
     #: Why it failed.
     error: str | None = None
     preparation: Preparation | None = None
+    #: Of a search that finishes a candidate's training; None where candidates are searched for.
+    continues: Continuation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +218,7 @@ class NewSearch:
     teacher: TeacherRecord
     budgets: tuple[Budget, ...]
     planned: int
+    continues: Continuation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -232,6 +232,10 @@ class Espalier:
         """Its learning curve."""
         return self._json("GET", _path("candidates", candidate_id, "curve"))
 
+    def finish(self, candidate_id: str, recipe: Mapping[str, Any]) -> Json:
+        """Have it trained by its full recipe: ``{"tokens": …}`` at least; the search of one candidate that does it."""
+        return self._json("POST", _path("candidates", candidate_id, "finish"), json=dict(recipe))
+
     def export(self, candidate_id: str, *, wait: bool = True, poll_s: float = 0.5) -> Json:
         """Have its checkpoint built; with `wait`, until it is ready to download.
 

@@ -10,6 +10,7 @@ import pytest
 
 from search import errors
 from search.families import FAMILIES
+from search.finishing import FinishRequest
 from search.request import SearchRequest
 from search.serialization import from_json
 from search.settings import CommonSettings
@@ -73,8 +74,10 @@ def json_examples(document: str) -> list[Any]:
 
 
 def test_the_readmes_requests_are_valid() -> None:
-    requests = [from_json(SearchRequest, example) for example in json_examples(README)]
-    assert len(requests) == 3
+    examples = json_examples(README)
+    requests = [from_json(SearchRequest, example) for example in examples if "teacher" in example]
+    finishes = [from_json(FinishRequest, example) for example in examples if "teacher" not in example]
+    assert (len(requests), len(finishes)) == (3, 1)
     smallest = {"teacher": {"model": "stories260K"}, "budgets": [{"ratio": 0.5}], "data": {"train": "tinystories"}}
     assert from_json(SearchRequest, smallest) in requests
 

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 from search.errors import NotFound, NotReady
-from search.records import CandidateRecord, ExportRecord, JobState
+from search.finishing import FinishRequest, plan_finish
+from search.records import CandidateRecord, ExportRecord, JobState, SearchRecord
 from search.spec import Spec, build_spec
-from service.deps import Artifacts, CandidateId, Database
+from service.deps import Artifacts, CandidateId, Database, Settings
 from service.errors import problems
 
 router = APIRouter(prefix="/v1/candidates", tags=["candidates"])
@@ -61,6 +62,19 @@ def request_export(candidate_id: CandidateId, store: Database, response: Respons
     export = store.create_export(candidate_id)
     response.headers["Location"] = f"/v1/candidates/{candidate_id}/export"
     return export
+
+
+@router.post("/{candidate_id}/finish", status_code=201, responses=problems(400, 401, 404, 409, 413, 422))
+def finish_candidate(
+    candidate_id: CandidateId, finish: FinishRequest, settings: Settings, store: Database, response: Response
+) -> SearchRecord:
+    """Train a completed candidate by its full recipe: a search of this one candidate, to be watched like any other."""
+    candidate = store.get_candidate(candidate_id)
+    search = store.get_search(candidate.search_id)
+    roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
+    new = store.create_search(plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub))
+    response.headers["Location"] = f"/v1/searches/{new.id}"
+    return new
 
 
 @router.get("/{candidate_id}/export", responses=problems(401, 404))

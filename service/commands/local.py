@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("driver")(driver)
     app.command("migrate")(migrate)
     app.command("apply")(apply)
+    app.command("finish")(finish)
     app.command("demo")(demo)
     app.command("doctor")(doctor)
     app.command("version")(version)
@@ -71,6 +72,34 @@ def apply(
     # everything behind -- is a value, whatever it begins with
     arguments = [f"--teacher={teacher}", f"--out={out}", "--", str(spec)]
     raise typer.Exit(run_module("workers.apply", arguments))
+
+
+def finish(
+    spec: Annotated[Path, typer.Argument(help="File of a spec, as `espalier spec --out` writes it.")],
+    teacher: Annotated[Path, typer.Option(help="The teacher's Hugging Face directory.", show_default=False)],
+    data_root: Annotated[
+        list[Path], typer.Option("--data-root", help="Folder of the recipe's texts; repeatable.", show_default=False)
+    ],
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory to make.", show_default=False)],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The candidate's exported directory, to begin with. [default: cut again]", show_default=False
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate. [default: the brief run's]", show_default=False)
+    ] = None,
+    rungs: Annotated[int, typer.Option(help="How often to measure and to keep the run.")] = 20,
+) -> None:
+    """Train a spec's student by its full recipe, here. Stopped, the same command goes on."""
+    require_workers("torch", "transformers", "safetensors", "datasets", purpose="`espalier finish`")
+    options = {"teacher": teacher, "tokens": tokens, "out": out, "rungs": rungs}
+    optional = {"checkpoint": checkpoint, "learning-rate": learning_rate}
+    given = options | {name: value for name, value in optional.items() if value is not None}
+    arguments = [f"--{name}={value}" for name, value in given.items()] + [f"--data-root={root}" for root in data_root]
+    raise typer.Exit(run_module("workers.finish", [*arguments, "--", str(spec)]))
 
 
 def demo(

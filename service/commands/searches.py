@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("best")(best)
     app.command("spec")(spec)
     app.command("export")(export)
+    app.command("submit-finish")(submit_finish)
     app.command("cancel")(cancel)
     app.command("delete")(delete)
     app.command("families")(families)
@@ -212,6 +213,31 @@ def export(
     else:
         console().print(facts([(name, f"{size:,} bytes") for name, size in sizes.items()]))
         console().print(f'Load it: transformers.AutoModelForCausalLM.from_pretrained("{folder}")')
+
+
+def submit_finish(
+    candidate_id: CandidateId,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on.", show_default=False)],
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate. [default: the brief run's]", show_default=False)
+    ] = None,
+    pruned: Annotated[bool, typer.Option("--pruned", help="Begin with the weights as cut, not distilled.")] = False,
+    rungs: Annotated[int, typer.Option(help="How often to measure and to keep the run.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and show its progress.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: AsJson = False,
+) -> None:
+    """Have a candidate trained by its full recipe, on the server. A search of this one candidate does it."""
+    recipe = {"tokens": tokens, "rungs": rungs, "start": "pruned" if pruned else "distilled"}
+    with client(url, api_key) as espalier:
+        search = espalier.finish(candidate_id, recipe | ({"learning_rate": learning_rate} if learning_rate else {}))
+        if as_json:
+            (emit_json_line if watch else emit_json)(search)
+        elif not watch:
+            console().print(f"Submitted {search['id']}. Follow it with `espalier watch {search['id']}`.")
+        if watch:
+            _watch(espalier, search, as_json=as_json)
 
 
 def cancel(search_id: SearchId, url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: AsJson = False) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.data import DataRequest
+from search.finishing import FinishRequest, plan_finish
 from search.planning import plan
 from search.records import CandidateRecord, JobState, RunState, SearchRecord
 from search.request import (
@@ -110,6 +111,27 @@ def test_an_export_is_a_directory_that_plain_transformers_loads_and_scores_as_th
     spec = from_json(Spec, json.loads((tmp_path / "spec.json").read_text()))
     assert spec == build_spec(finished, candidate, home.artifacts)
     assert spec.config == json.loads((tmp_path / "config.json").read_text())
+
+
+def test_the_best_candidate_is_trained_on_by_a_search_of_its_own(
+    finished: SearchRecord, home: Home, database: SqlStore
+) -> None:
+    """It begins where the brief distillation ended, and its run is kept nowhere when it is over."""
+    candidate = best(database, finished)
+    recipe = FinishRequest(tokens=16_384, rungs=4)
+    planned = plan_finish(finished, candidate, recipe, model_roots=[home.models], data_roots=[home.data])
+    search = wait_for_end(database, database.create_search(planned).id)
+    assert search.state is JobState.COMPLETED, search.error
+    (trained,) = database.candidates(search.id)
+    assert trained.architecture == candidate.architecture
+    assert trained.metric_before("validation_loss") == pytest.approx(candidate.loss, rel=1e-6)
+    before, after = candidate.metric("validation_kl"), trained.metric("validation_kl")
+    assert before is not None
+    assert after is not None
+    assert after < before
+    assert [m.tokens for m in trained.measurements if m.metric == "validation_loss"] == [0, 4096, 8192, 12288, 16384]
+    assert database.reclaim(search.id) == []
+    assert build_spec(search, trained, home.artifacts).recipe.distillation.tokens == 16_384
 
 
 def test_a_running_search_can_be_cancelled(finished: SearchRecord, home: Home, database: SqlStore) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import structlog
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,7 +33,7 @@ from search.ports import ArtifactStore, EvaluationTask
 from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
 from search.request import SearchRequest
 from search.selection import Selection
-from search.serialization import canonical_json, to_json
+from search.serialization import canonical_json, from_json, to_json
 from search.sources import resolve_teacher
 from search.texts import Texts, resolve_texts
 from workers.compress import partial, targets
@@ -274,15 +274,10 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunR
 
 
 def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunResult]:
-    request, teacher, clock = task.search.request, bench.teacher, Stopwatch()
+    request, clock = task.search.request, Stopwatch()
     with clock("slice"):
-        selection = select(
-            bench.importance,
-            task.architecture,
-            teacher=teacher.architecture,
-            head_residuals=request.importance.head_residuals,
-        )
-        student = build_student(teacher, task.architecture, selection)
+        selection = _selection(bench, task)
+        student = _student(bench, task, selection)
         _check_count(student, task)
         training = Training(student, bench.targets["train"], bench.tokens.train, request.distillation, seed=task.seed)
         _go_on(training, task, bench, clock)
@@ -312,6 +307,25 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
         seconds=clock.seconds,
         environment=environment(bench.device),
     )
+
+
+def _selection(bench: Workbench, task: EvaluationTask) -> Selection:
+    """What is kept of the teacher: the best by importance, or what the candidate has that is finished."""
+    if task.search.continues is not None:
+        with bench.artifacts.open(task.search.continues.selection_artifact) as file:
+            return from_json(Selection, json.load(file))
+    residuals = task.search.request.importance.head_residuals
+    return select(bench.importance, task.architecture, teacher=bench.teacher.architecture, head_residuals=residuals)
+
+
+def _student(bench: Workbench, task: EvaluationTask, selection: Selection) -> PreTrainedModel:
+    """Cut from the teacher, or the candidate that is finished, as its brief distillation left it."""
+    continues = task.search.continues
+    if continues is None or continues.checkpoint_artifact is None:
+        return build_student(bench.teacher, task.architecture, selection)
+    stored = load_file(bench.artifacts.local_path(continues.checkpoint_artifact))
+    own = {name: tensor.to(bench.device, COMPUTE_DTYPE, copy=True) for name, tensor in stored.items()}
+    return build_model(_config(bench.teacher, task.architecture, selection), own)
 
 
 def _go_on(training: Training, task: EvaluationTask, bench: Workbench, clock: Stopwatch) -> None:
@@ -349,11 +363,14 @@ def _at_rung(bench: Workbench, student: PreTrainedModel, task: EvaluationTask, r
 
 def build_student(teacher: Teacher, architecture: Architecture, selection: Selection) -> PreTrainedModel:
     """The pruned, undistilled student, in float32: the stock model of `architecture` with what `selection` keeps."""
-    config = FAMILIES[architecture.family].config(architecture, teacher.config, layers=selection.layers)
     tensors = slice_tensors(
         teacher.tensors, selection, teacher.family, teacher=teacher.architecture, dtype=COMPUTE_DTYPE
     )
-    return build_model(config, tensors)
+    return build_model(_config(teacher, architecture, selection), tensors)
+
+
+def _config(teacher: Teacher, architecture: Architecture, selection: Selection) -> Mapping[str, Any]:
+    return FAMILIES[architecture.family].config(architecture, teacher.config, layers=selection.layers)
 
 
 def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:

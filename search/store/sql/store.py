@@ -119,9 +119,12 @@ class SqlStore(Store):
 
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
         search_id = _new_id("s")
-        row = {"id": search_id, "request": new.request, "teacher": new.teacher, "planned": new.planned}
-        connection.execute(insert(searches).values(row))
+        row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "continues")}
+        connection.execute(insert(searches).values(row | {"id": search_id}))
         search = LockedSearch(connection, search_id, self._clock)
+        if new.continues is not None:
+            checkpoint = new.continues.checkpoint_artifact
+            search.refer(selection=[new.continues.selection_artifact], checkpoint=[checkpoint] if checkpoint else [])
         _insert_job(search, search_id, "search")
         for tag in sorted(set(new.request.tags)):
             connection.execute(insert(tags).values(search_id=search_id, tag=tag))

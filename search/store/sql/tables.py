@@ -38,7 +38,7 @@ from sqlalchemy import (
 )
 
 from search.architecture import Architecture
-from search.records import JobState, PartialRun, Preparation, RunResult, RunState, TeacherRecord
+from search.records import Continuation, JobState, PartialRun, Preparation, RunResult, RunState, TeacherRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 
@@ -108,6 +108,8 @@ searches = Table(
     Column("teacher", Value(TeacherRecord), nullable=False),
     Column("planned", BigInteger, nullable=False),
     Column("preparation", Value(Preparation)),
+    # of a search that finishes a candidate's training
+    Column("continues", Value(Continuation)),
 )
 
 jobs = Table(

@@ -1,3 +1,4 @@
+import pytest
 from fastapi.testclient import TestClient
 
 from search.records import CandidateRecord
@@ -105,3 +106,48 @@ def test_a_candidate_that_is_not_completed_cannot_be_exported(client: TestClient
     response = client.post(f"/v1/candidates/{candidate.id}/export")
     assert response.status_code == 409
     assert response.json()["state"] == "pending"
+
+
+# --- finishing
+
+
+def test_a_candidate_is_finished_by_a_search_of_its_own(client: TestClient, hand: DriverHand) -> None:
+    candidate = completed(client, hand)
+    answer = client.post(f"/v1/candidates/{candidate.id}/finish", json={"tokens": 1024, "rungs": 2})
+    assert answer.status_code == 201, answer.text
+    search = answer.json()
+    assert answer.headers["Location"] == f"/v1/searches/{search['id']}"
+    assert search["continues"]["candidate_id"] == candidate.id
+    assert search["progress"]["planned"] == 1
+    assert client.get(f"/v1/searches/{search['id']}").json() == search
+    lease = hand.take()
+    assert lease.subject_id == search["id"]
+    assert [each.architecture for each in hand.propose(lease, 0, 5)] == [candidate.architecture]
+
+
+def test_what_a_finishing_search_begins_with_outlives_the_search_it_comes_from(
+    client: TestClient, hand: DriverHand
+) -> None:
+    candidate = completed(client, hand)
+    assert candidate.result is not None
+    client.post(f"/v1/candidates/{candidate.id}/finish", json={"tokens": 1024})
+    assert client.delete(f"/v1/searches/{candidate.search_id}").status_code == 204
+    hand.artifacts.open(candidate.result.selection_artifact).close()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "status"),
+    [({}, 422), ({"tokens": 0}, 422), ({"tokens": 1001}, 422), ({"tokens": 1024, "start": "never"}, 422)],
+)
+def test_a_recipe_that_cannot_work_is_refused(
+    client: TestClient, hand: DriverHand, recipe: dict[str, object], status: int
+) -> None:
+    candidate = completed(client, hand)
+    assert client.post(f"/v1/candidates/{candidate.id}/finish", json=recipe).status_code == status
+
+
+def test_only_a_completed_candidate_is_finished(client: TestClient, hand: DriverHand) -> None:
+    client.post("/v1/searches", json=BODY)
+    [candidate] = hand.propose(hand.take(), 0, 1)
+    assert client.post(f"/v1/candidates/{candidate.id}/finish", json={"tokens": 1024}).status_code == 409
+    assert client.post("/v1/candidates/c-nothing/finish", json={"tokens": 1024}).status_code == 404

@@ -1,0 +1,308 @@
+"""``python -m workers.finish SPEC --teacher DIR --data-root DIR --tokens N --out DIR``: train a spec's student.
+
+Without a server: the same preparation, the same engine and the same measurements as a search's, for the one
+candidate that the spec describes. Beside `out` lies ``out.run`` while it trains, with everything that the run is gone
+on with when the command is given again: whatever ended it, it continues from its last rung, bit for bit. A line for
+each rung is the learning curve, live.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from search.artifacts import FsspecArtifactStore
+from search.counting import non_embedding_parameters
+from search.errors import EspalierError, InvalidInput, UnusableTeacher
+from search.finishing import FinishRequest, finishing_request
+from search.planning import plan
+from search.ports import EvaluationTask
+from search.records import (
+    CandidateRecord,
+    Continuation,
+    JobState,
+    Measurement,
+    PartialRun,
+    Preparation,
+    Progress,
+    RunResult,
+    RunState,
+    SearchRecord,
+)
+from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
+from search.serialization import canonical_json, from_json, to_json
+from search.spec import Spec, build_spec
+from workers.apply import read_spec
+from workers.compress.pipeline import Measured, Workbench, evaluate, prepare
+from workers.export import WEIGHTS, build_checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """How far a run is: what ``out.run/state.json`` holds."""
+
+    #: SHA-256 of spec and recipe: another run's state is not gone on with.
+    inputs: str
+    preparation: Preparation | None = None
+    partial: PartialRun | None = None
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finishing run on this machine.
+
+    Args:
+        spec: what is trained.
+        recipe: how.
+        teacher: its Hugging Face directory.
+        data_roots: folders that the recipe's texts are named below.
+        out: the Hugging Face directory to make.
+        checkpoint: the candidate's exported directory, to begin with; None: it is cut from the teacher again.
+        device: torch's name of the device.
+        tell: called with a line for each step of the way.
+    """
+
+    spec: Spec
+    recipe: FinishRequest
+    teacher: Path
+    data_roots: Sequence[Path]
+    out: Path
+    checkpoint: Path | None = None
+    device: str = "cpu"
+    tell: Callable[[str], None] = field(default=print)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is kept until it has ended."""
+        return self.out.with_name(f"{self.out.name}.run")
+
+    @property
+    def artifacts(self) -> FsspecArtifactStore:
+        """The run's own."""
+        return FsspecArtifactStore(str(self.folder / "artifacts"), cache_dir=self.folder / "cache")
+
+    def finish(self) -> None:
+        """Train to the end, from where an earlier call was stopped; then `out` is there and the run's folder is gone.
+
+        Raises:
+            InvalidInput: `out` exists, the folder holds another run, the checkpoint is not the spec's, or one of what
+                a submission may be refused for.
+            CandidateFailed: it diverged or does not fit into memory.
+        """
+        if self.out.exists() or self.out.is_symlink():
+            raise InvalidInput(expected="a directory that does not exist yet", got=str(self.out), where=("out",))
+        state = self._state()
+        search = self._search()
+        if state.preparation is None:
+            self.tell("Preparing: reading the teacher, packing the text.")
+            preparation = prepare(
+                search,
+                model_roots=[self._teacher.parent],
+                data_roots=self.data_roots,
+                artifacts=self.artifacts,
+                device=self.device,
+            )
+            self._check_teacher(preparation)
+            state = self._save(replace(state, preparation=preparation))
+        search = replace(search, preparation=state.preparation)
+        result = self._train(search, state)
+        self._write(search, result)
+        shutil.rmtree(self.folder)
+
+    @property
+    def _teacher(self) -> Path:
+        return self.teacher.expanduser().resolve()
+
+    # --- what is run
+
+    def _search(self) -> SearchRecord:
+        """The search of one candidate that this is, as a server would store it."""
+        recipe = self.spec.recipe
+        searched = SearchRequest(
+            teacher=TeacherRequest(model=self._teacher.name, ignore_attributes=self.spec.teacher.ignored_attributes),
+            budgets=(BudgetRequest(params=self.spec.parameters),),
+            data=recipe.data,
+            distillation=recipe.distillation,
+            strategy=StrategyRequest(seed=recipe.seed),
+        )
+        request = finishing_request(searched, self.spec.architecture, self.recipe)
+        new = plan(request, model_roots=[self._teacher.parent], data_roots=self.data_roots).new_search
+        return SearchRecord(
+            id=self.spec.search_id,
+            state=JobState.RUNNING,
+            request=request,
+            teacher=replace(new.teacher, model=self._teacher.name),
+            budgets=new.budgets,
+            progress=Progress(planned=1),
+            created_at=datetime.now(UTC),
+            continues=Continuation(
+                candidate_id=self.spec.candidate_id,
+                selection_artifact=self.artifacts.put_bytes(canonical_json(self.spec.selection).encode()),
+                checkpoint_artifact=self._distilled(),
+            ),
+        )
+
+    def _distilled(self) -> str | None:
+        """The artifact of the weights that the brief distillation ended with, if the run begins with them."""
+        if self.checkpoint is None:
+            return None
+        weights = self.checkpoint / WEIGHTS
+        if not weights.is_file():
+            raise InvalidInput(
+                expected=f"an exported checkpoint, with {WEIGHTS}", got=str(self.checkpoint), where=("checkpoint",)
+            )
+        digest = self.artifacts.put_file(weights)
+        if digest != self.spec.checkpoint_artifact:
+            raise InvalidInput(
+                expected=f"the spec's own weights, whose SHA-256 is {self.spec.checkpoint_artifact}",
+                got=digest,
+                where=("checkpoint",),
+                hint=f"`espalier export {self.spec.candidate_id}` fetches them.",
+            )
+        return digest
+
+    def _check_teacher(self, preparation: Preparation) -> None:
+        if preparation.teacher_digest != self.spec.teacher.digest:
+            raise UnusableTeacher(
+                expected=f"the spec's teacher {self.spec.teacher.model!r}, whose digest is {self.spec.teacher.digest}",
+                got=preparation.teacher_digest,
+                where=("teacher",),
+                hint="Its config or weights differ from what was searched.",
+            )
+
+    # --- the run
+
+    def _train(self, search: SearchRecord, state: State) -> tuple[RunResult, State]:
+        bench = Workbench.load(search, model_roots=[self._teacher.parent], artifacts=self.artifacts, device=self.device)
+        task = EvaluationTask(
+            search=search,
+            candidate_id=self.spec.candidate_id,
+            run_id="run",
+            architecture=self.spec.architecture,
+            parameters=self.spec.parameters,
+            seed=self.spec.recipe.seed,
+            partial=state.partial,
+        )
+        for news in evaluate(bench, task):
+            if isinstance(news, RunResult):
+                return news, state
+            state = self._note(news, state)
+        raise AssertionError("an evaluation ends with its result")
+
+    def _note(self, news: Measured, state: State) -> State:
+        """Write down a rung; the file of the one before is not needed any more."""
+        before = state.partial
+        partial = news.partial or before
+        state = self._save(replace(state, partial=partial, measurements=state.measurements + news.measurements))
+        if before is not None and before != partial:
+            self.artifacts.delete(before.artifact)
+        values = {m.metric: m.value for m in news.measurements}
+        line = f"{news.measurements[0].tokens:>15,} tokens: validation loss {values['validation_loss']:.4f}"
+        self.tell(f"{line}, KL {values['validation_kl']:.4f}")
+        return state
+
+    def _write(self, search: SearchRecord, outcome: tuple[RunResult, State]) -> None:
+        """Make `out`, whole or not at all."""
+        result, state = outcome
+        candidate = CandidateRecord(
+            id=self.spec.candidate_id,
+            search_id=search.id,
+            number=0,
+            budget_index=0,
+            architecture=self.spec.architecture,
+            parameters=self.spec.parameters,
+            non_embedding_parameters=non_embedding_parameters(self.spec.architecture),
+            run_id="run",
+            seed=self.spec.recipe.seed,
+            state=RunState.COMPLETED,
+            attempts=1,
+            created_at=search.created_at,
+            result=result,
+            measurements=state.measurements,
+        )
+        made = self.folder / "checkpoint"
+        shutil.rmtree(made, ignore_errors=True)
+        build_checkpoint(search, candidate, model_roots=[self._teacher.parent], artifacts=self.artifacts, out=made)
+        spec = replace(build_spec(search, candidate, self.artifacts), budget=self.spec.budget)
+        (made / "spec.json").write_text(json.dumps(to_json(spec), indent=2) + "\n", encoding="utf-8")
+        made.rename(self.out)
+
+    # --- its state
+
+    def _state(self) -> State:
+        """What an earlier call left in the run's folder, else a new one."""
+        about = [canonical_json(self.spec), canonical_json(self.recipe), self.checkpoint is not None]
+        inputs = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        path = self.folder / "state.json"
+        if not path.is_file():
+            self.folder.mkdir(parents=False, exist_ok=True)
+            return State(inputs=inputs)
+        state = from_json(State, json.loads(path.read_text(encoding="utf-8")))
+        if state.inputs != inputs:
+            raise InvalidInput(
+                expected=f"the spec and the recipe that {self.folder} was begun with",
+                got="others",
+                where=("out",),
+                hint="Give them again to go on, or remove that folder to begin anew.",
+            )
+        if state.partial is None:
+            return replace(state, measurements=())
+        self.tell(f"Going on after {state.partial.tokens:,} tokens.")
+        done = tuple(m for m in state.measurements if m.tokens <= state.partial.tokens)
+        return replace(state, measurements=done)
+
+    def _save(self, state: State) -> State:
+        path = self.folder / "state.json"
+        written = path.with_suffix(".new")
+        with written.open("w", encoding="utf-8") as file:
+            json.dump(to_json(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.rename(path)
+        return state
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0, 2 with a message on stderr where the input cannot work, 130 where it was interrupted."""
+    parser = argparse.ArgumentParser(prog="espalier finish", description="Train a spec's student by its full recipe.")
+    parser.add_argument("spec", type=Path, help="the spec's JSON file")
+    parser.add_argument("--teacher", type=Path, required=True, help="the teacher's Hugging Face directory")
+    parser.add_argument("--data-root", type=Path, action="append", required=True, help="folder of the recipe's texts")
+    parser.add_argument("--tokens", type=int, required=True, help="tokens to train on")
+    parser.add_argument("--out", type=Path, required=True, help="the directory to make; must not exist")
+    parser.add_argument("--checkpoint", type=Path, help="the candidate's exported directory, to begin with")
+    parser.add_argument("--learning-rate", type=float, help="the peak; by default the brief run's")
+    parser.add_argument("--rungs", type=int, default=20, help="how often to measure and to keep the run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    options = parser.parse_args(arguments)
+    try:
+        recipe = FinishRequest(
+            tokens=options.tokens,
+            learning_rate=options.learning_rate,
+            rungs=options.rungs,
+            start="distilled" if options.checkpoint else "pruned",
+        )
+        spec = read_spec(options.spec)
+        paths = {"teacher": options.teacher, "out": options.out, "checkpoint": options.checkpoint}
+        Run(spec=spec, recipe=recipe, data_roots=options.data_root, device=options.device, **paths).finish()
+    except (EspalierError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the last rung.", file=sys.stderr)
+        return 130
+    print(f"{options.out}: {spec.parameters:,} parameters, trained on {options.tokens:,} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

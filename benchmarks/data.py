@@ -19,7 +19,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from search.data import DataRequest
-from search.request import BudgetRequest, DistillationRequest, SearchRequest, TeacherRequest
+from search.distillation import DistillationRequest
+from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource, resolve_text
 from search.texts import BlendedText, Texts
 from workers.compress.corpus import read_documents

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.first_search import REPORTS, machine, versions
 from search.artifacts import FsspecArtifactStore
-from search.request import DistillationRequest
+from search.distillation import DistillationRequest
 from workers.compress.data import training_order
 from workers.compress.distill import Training
 from workers.compress.head import head_of

@@ -22,15 +22,10 @@ from typing import Any
 from rich.console import Console
 
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.errors import EspalierError
 from search.ranking import kendall_tau
-from search.request import (
-    BudgetRequest,
-    DistillationRequest,
-    SearchRequest,
-    StrategyRequest,
-    TeacherRequest,
-)
+from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
 from service.client import Espalier
 from service.commands.watching import follow
 from service.demo import serving

@@ -35,8 +35,8 @@ from search.budget import Budget
 from search.checkpoint import expected_shapes, read_headers
 from search.counting import flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.families import family_of
-from search.request import DistillationRequest
 from search.selection import Selection
 from search.serialization import to_json
 from search.sources import TeacherSource, resolve_teacher

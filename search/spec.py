@@ -10,11 +10,11 @@ from search.budget import Budget
 from search.checkpoint import Fingerprint
 from search.counting import flops_per_token, kv_cache_bytes_per_token
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.errors import NotReady
 from search.families import FAMILIES
 from search.ports import ArtifactStore
 from search.records import CandidateRecord, Measurement, Preparation, SearchRecord
-from search.request import DistillationRequest
 from search.selection import Selection
 from search.serialization import from_json
 

@@ -19,14 +19,9 @@ from typing import Any
 from rich.console import Console
 
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.errors import EspalierError
-from search.request import (
-    BudgetRequest,
-    DistillationRequest,
-    SearchRequest,
-    StrategyRequest,
-    TeacherRequest,
-)
+from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
 from service.child import GRACE_S
 from service.client import Espalier, Unreachable
 from service.commands import tables

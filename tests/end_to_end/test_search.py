@@ -13,17 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.finishing import FinishRequest, plan_finish
 from search.planning import plan
 from search.records import CandidateRecord, JobState, RunState, SearchRecord
-from search.request import (
-    BudgetRequest,
-    DistillationRequest,
-    LimitsRequest,
-    SearchRequest,
-    StrategyRequest,
-    TeacherRequest,
-)
+from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.serialization import from_json
 from search.spec import Spec, build_spec
 from search.store.sql import SqlStore

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from search.data import DataRequest, SelectionRequest, TextRequest, WeightedText
+from search.distillation import DistillationRequest
 from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest, LatencyRequest, task_name
 from search.request import (
     MAX_SEED,
     BudgetRequest,
-    DistillationRequest,
     ImportanceRequest,
     LimitsRequest,
     Range,

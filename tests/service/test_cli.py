@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from search.distillation import DistillationRequest
 from search.records import JobState
-from search.request import DistillationRequest, SearchRequest, StrategyRequest
+from search.request import SearchRequest, StrategyRequest
 from search.serialization import from_json
 from service import extras
 from service.cli import app

@@ -15,17 +15,11 @@ from typing import Any
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.planning import feasible_sets, plan
 from search.ports import EvaluationTask
 from search.records import CandidateRecord, JobState, NewSearch, Progress, SearchRecord
-from search.request import (
-    BudgetRequest,
-    DistillationRequest,
-    LimitsRequest,
-    SearchRequest,
-    StrategyRequest,
-    TeacherRequest,
-)
+from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.store.sql import SqlStore
 from tests.support.teachers import make_teacher, make_text
 from workers.evaluation import Sources

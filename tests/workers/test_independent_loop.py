@@ -20,17 +20,11 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.planning import plan
 from search.ports import EvaluationTask
 from search.records import JobState, Progress, RunResult, SearchRecord
-from search.request import (
-    BudgetRequest,
-    DistillationRequest,
-    ImportanceRequest,
-    SearchRequest,
-    StrategyRequest,
-    TeacherRequest,
-)
+from search.request import BudgetRequest, ImportanceRequest, SearchRequest, StrategyRequest, TeacherRequest
 from workers.compress import pipeline
 
 STEPS = 80

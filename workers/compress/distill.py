@@ -17,8 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from search.distillation import DistillationRequest
 from search.errors import CandidateFailed
-from search.request import DistillationRequest
 from workers.compress.chunked import chunked_loss
 from workers.compress.data import training_order
 from workers.compress.head import head_of

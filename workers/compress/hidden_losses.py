@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from search.request import HiddenDistance
+from search.distillation import HiddenDistance
 from workers.compress.aggregates import upcast
 
 #: A state that vanishes is as far from a lifted one as its own size says.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, kl_div, log_softmax
 
-from search.request import DistillationRequest, TeacherLoss
+from search.distillation import DistillationRequest, TeacherLoss
 from workers.compress.aggregates import accumulator_dtype, upcast
 
 #: The label of a token whose next token is not known, e.g. a window's last; PyTorch's default.

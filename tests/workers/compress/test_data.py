@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.errors import InsufficientText, UnusableTeacher
-from search.request import BudgetRequest, DistillationRequest, SearchRequest, TeacherRequest
+from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource
 from search.texts import BlendedText, Texts
 from tests.support.teachers import SEPARATOR, make_documents, make_text, make_tokenizer

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from search.distillation import DistillationLoss, DistillationRequest
 from search.errors import CandidateFailed
-from search.request import DistillationLoss, DistillationRequest
 from tests.support.families import random_teacher
 from tests.support.llamas import CONFIG, random_llama, some_tokens
 from workers.compress.distill import Position, Rung, Training, learning_rate, rung_steps

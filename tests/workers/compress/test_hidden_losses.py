@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from search.request import HiddenDistance
+from search.distillation import HiddenDistance
 from workers.compress.hidden_losses import HIDDEN_DISTANCES, balanced, hidden_loss, new_lift, paired_blocks
 
 H, K = 5, 8

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from search.request import DistillationLoss, DistillationRequest, TeacherLoss
+from search.distillation import DistillationLoss, DistillationRequest, TeacherLoss
 from workers.compress.losses import (
     CLOSED_FORMS,
     NO_LABEL,

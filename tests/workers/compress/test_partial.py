@@ -5,8 +5,8 @@ import torch
 from safetensors import safe_open
 
 from search.artifacts import FsspecArtifactStore
+from search.distillation import DistillationRequest
 from search.errors import NotFound
-from search.request import DistillationRequest
 from tests.support.llamas import random_llama, some_tokens
 from workers.compress.distill import Training
 from workers.compress.partial import go_on, keep

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from search.artifacts import FsspecArtifactStore
+from search.distillation import DistillationRequest
 from search.ports import ArtifactStore
-from search.request import DistillationRequest
 from tests.support.families import random_teacher
 from tests.support.llamas import CONFIG, logits_of, some_tokens
 from workers.compress import targets

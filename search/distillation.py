@@ -1,0 +1,114 @@
+"""`DistillationRequest`: how every candidate is trained before it is judged."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from search.schema import SCHEMA as _SCHEMA
+from search.schema import require as _require
+
+Precision = Literal["auto", "float32", "bfloat16"]
+TeacherLoss = Literal["forward_kl", "reverse_kl", "jensen_shannon", "logit_mse", "logit_cosine", "taid"]
+DistillationLoss = Literal[TeacherLoss, "cross_entropy"]
+HiddenState = Literal["block_output", "embedding_output"]
+HiddenDistance = Literal["cosine", "mse"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationRequest:
+    """The brief distillation that every candidate gets: a loss against the teacher, AdamW, warm-up and cosine."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    tokens: int = 819_200
+    """Tokens a candidate is trained on."""
+    max_epochs: int = 4
+    """How many times the training text may be gone over, at most, where it holds fewer tokens than `tokens`. Up to four
+    passes are nearly as good as new text (arXiv 2305.16264)."""
+    targets: Literal["auto", "live"] = "auto"
+    """`auto`: the teacher runs over the text once, and what comes out is kept for all candidates, where it takes no
+    more than half of the space that is left; else, and with `live`, it runs beside every candidate."""
+    batch_tokens: int = 2_048
+    """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
+    micro_batch_tokens: int | None = None
+    """How many of them go through the student at a time, their gradients added up; a multiple of
+    `data.sequence_length`. By default all. Where memory runs out it is halved, and the run goes on."""
+    precision: Precision = "auto"
+    """What the student's matrix products are computed in while it is trained. Its weights and the optimiser's state
+    are float32 either way, and so is everything that it is judged by. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    activation_checkpointing: bool = False
+    """Whether a layer's activations are computed again on the way back, instead of kept: less memory, about a third
+    more time."""
+    compile: bool = False
+    """Whether the student's layers go through `torch.compile`. It takes a minute or more at the start of each
+    candidate, so it pays for long runs; it needs a C++ compiler where the worker runs."""
+    learning_rate: float = 1e-3
+    """The peak. It moves the result as much as the architecture does: see the README."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
+    final_learning_rate_ratio: float = 0.1
+    """Where the cosine ends, as a fraction of the peak."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this L2 norm."""
+    loss: DistillationLoss = "forward_kl"
+    """What is minimised. `forward_kl`: KL(teacher || student), which the paper found best; `reverse_kl`: the other way
+    round; `jensen_shannon`: half of each to their mean; `logit_mse`, `logit_cosine`: distances of the logits; `taid`:
+    forward KL to a target that moves from the student to the teacher (arXiv 2501.16937); `cross_entropy`: of the
+    text alone, without the teacher."""
+    temperature: float = 1.0
+    """Softmax temperature of teacher and student in `forward_kl`, `reverse_kl` and `jensen_shannon`."""
+    cross_entropy_weight: float = 0.0
+    """How much of the text's cross-entropy is added to a loss against the teacher; not to `taid`, whose schedule
+    follows from the loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
+            value = getattr(self, name)
+            _require(value > 0, expected="a number above 0", got=value, where=name)
+        self._check_loss()
+        micro = self.micro_batch_tokens
+        _require(
+            micro is None or 0 < micro <= self.batch_tokens,
+            expected=f"from 1 to batch_tokens = {self.batch_tokens}",
+            got=micro,
+            where="micro_batch_tokens",
+        )
+        _require(self.max_epochs >= 1, expected="at least 1", got=self.max_epochs, where="max_epochs")
+        _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
+        _require(
+            0 <= self.final_learning_rate_ratio <= 1,
+            expected="a fraction in [0, 1]",
+            got=self.final_learning_rate_ratio,
+            where="final_learning_rate_ratio",
+        )
+        _require(
+            self.tokens % self.batch_tokens == 0,
+            expected=f"a multiple of batch_tokens = {self.batch_tokens}",
+            got=self.tokens,
+            where="tokens",
+            hint="The run is a whole number of optimiser steps.",
+        )
+
+    def _check_loss(self) -> None:
+        weight = self.cross_entropy_weight
+        _require(weight >= 0, expected="at least 0", got=weight, where="cross_entropy_weight")
+        for name, losses in _LOSSES_WITH.items():
+            default = DistillationRequest.__dataclass_fields__[name].default
+            _require(
+                self.loss in losses or getattr(self, name) == default,
+                expected=f"{default!r}, as loss {self.loss!r} knows no other",
+                got=getattr(self, name),
+                where=name,
+                hint=f"It is a setting of {', '.join(map(repr, losses))}.",
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return self.tokens // self.batch_tokens
+
+
+#: Settings of some losses only -> those losses. Elsewhere anything but the default is refused, not ignored.
+_LOSSES_WITH: dict[str, tuple[DistillationLoss, ...]] = {
+    "temperature": ("forward_kl", "reverse_kl", "jensen_shannon"),
+    "cross_entropy_weight": tuple(loss for loss in get_args(TeacherLoss) if loss != "taid"),
+}

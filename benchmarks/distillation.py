@@ -100,7 +100,7 @@ def naive_losses(
     student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Tensor], request: DistillationRequest
 ) -> tuple[list[float], list[float]]:
     """The loop as one would write it first: losses, and CPU seconds of each step."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=request.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=request.peak, betas=(0.9, 0.95), weight_decay=0.0)
     losses, seconds = [], []
     for batch in batches:
         began = time.process_time()

@@ -41,8 +41,9 @@ class DistillationRequest:
     compile: bool = False
     """Whether the student's layers go through `torch.compile`. It takes a minute or more at the start of each
     candidate, so it pays for long runs; it needs a C++ compiler where the worker runs."""
-    learning_rate: float = 1e-3
-    """The peak. It moves the result as much as the architecture does: see the README."""
+    learning_rate: float | Literal["auto"] = 1e-3
+    """The peak. It moves the result as much as the architecture does: see the README. `auto`: the best of several,
+    each tried for a quarter of the run on one architecture of each budget, before the first candidate."""
     warmup_steps: int = 20
     """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
     final_learning_rate_ratio: float = 0.1
@@ -63,7 +64,7 @@ class DistillationRequest:
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
-            _require(value > 0, expected="a number above 0", got=value, where=name)
+            _require(value == "auto" or value > 0, expected="a number above 0", got=value, where=name)
         self._check_loss()
         micro = self.micro_batch_tokens
         _require(
@@ -100,6 +101,12 @@ class DistillationRequest:
                 where=name,
                 hint=f"It is a setting of {', '.join(map(repr, losses))}.",
             )
+
+    @property
+    def peak(self) -> float:
+        """The learning rate, once it is known."""
+        assert self.learning_rate != "auto", "the rate is to be found first"
+        return self.learning_rate
 
     @property
     def steps(self) -> int:

@@ -99,7 +99,8 @@ def plan_finish(
             state=candidate.state.value,
             hint="Only a candidate that is completed can be finished.",
         )
-    request = finishing_request(search.request, candidate.architecture, finish)
+    known = replace(search.request, distillation=search.distillation(candidate.budget_index))
+    request = finishing_request(known, candidate.architecture, finish)
     planned = plan(request, model_roots=model_roots, data_roots=data_roots, allow_hub=allow_hub)
     ((proposed,),) = (feasible.points for feasible in planned.feasible)
     if proposed != candidate.architecture:

@@ -192,6 +192,7 @@ class _Loop:
                 architecture=candidate.architecture,
                 parameters=candidate.parameters,
                 seed=candidate.seed,
+                budget_index=candidate.budget_index,
                 partial=candidate.partial,
             )
         )

@@ -17,6 +17,7 @@ from search.counting import count, flops_per_token, kv_cache_bytes_per_token, no
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
+from search.learning_rate import FRACTION, USUAL_TRIALS
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
 from search.sources import TeacherSource, resolve_teacher
@@ -263,7 +264,8 @@ class CostEstimate:
     keep what comes out, they run beside every candidate. On tasks, two of the student and once a search one of the
     teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
     removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
-    text. Selection: one of the teacher and one of the reference over the windows that are selected from. Tasks are
+    text. Selection: one of the teacher and one of the reference over the windows that are selected from. A learning
+    rate that is to be found: a candidate's distillation for each budget, in four quarters. Tasks are
     taken for as many tokens as they have bytes."""
     target_bytes: int
     """What is kept of the teacher's outputs, at four bytes a value; a teacher in bfloat16 takes half of it."""
@@ -344,6 +346,8 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         distillation = request.distillation.tokens * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         flops += _num_candidates(request, feasible) * (distillation + evaluation)
+        if request.distillation.learning_rate == "auto":
+            flops += USUAL_TRIALS * FRACTION * distillation
     num_candidates = planned.new_search.planned
     return CostEstimate(
         num_candidates=num_candidates,

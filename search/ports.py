@@ -93,6 +93,7 @@ class EvaluationTask:
     architecture: Architecture
     parameters: int
     seed: int
+    budget_index: int = 0
     #: What an earlier attempt left, to be gone on with.
     partial: PartialRun | None = None
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.distillation import DistillationRequest
 from search.errors import CandidateFailed, IllegalTransition
+from search.learning_rate import RateSweep, with_rate
 from search.request import SearchRequest
 
 _STORED: dict[str, Any] = {"extra": "forbid"}
@@ -145,6 +147,10 @@ class Preparation:
     environment: Mapping[str, str]
     #: Artifact (JSON): the tasks of ``evaluation.tasks`` in tokens, by name; None where there are none.
     tasks_artifact: str | None = None
+    #: What was tried where the learning rate was to be found, for each budget; empty where the request gives it.
+    learning_rates: tuple[RateSweep, ...] = ()
+    #: Artifact (JSON): the same, by which other searches find it; None likewise.
+    learning_rates_artifact: str | None = None
     #: Artifacts: the teacher's final norm's output on the windows of each split, in their order (safetensors). None:
     #: the teacher runs beside every candidate.
     target_artifacts: Mapping[str, tuple[str, ...]] | None = None
@@ -208,6 +214,11 @@ class SearchRecord:
     preparation: Preparation | None = None
     #: Of a search that finishes a candidate's training; None where candidates are searched for.
     continues: Continuation | None = None
+
+    def distillation(self, budget_index: int) -> DistillationRequest:
+        """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""
+        found = self.preparation.learning_rates if self.preparation else ()
+        return with_rate(self.request.distillation, found, budget_index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

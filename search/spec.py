@@ -123,7 +123,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         measurements=candidate.measurements,
         recipe=Recipe(
             loss=search.request.distillation.loss,
-            distillation=search.request.distillation,
+            distillation=search.distillation(candidate.budget_index),
             data=search.request.data,
             data_digest=preparation.data_digest,
             seed=candidate.seed,

@@ -32,7 +32,7 @@ def read_request(
     tag: Annotated[list[str] | None, _flag("A tag; repeatable.")] = None,
     tokens: Annotated[int | None, _flag("Tokens that each candidate is distilled on.")] = None,
     batch_tokens: Annotated[int | None, _flag("Tokens of an optimiser step.")] = None,
-    learning_rate: Annotated[float | None, _flag("Peak learning rate.")] = None,
+    learning_rate: Annotated[str | None, _flag("Peak learning rate; auto: the best of several, tried first.")] = None,
     sequence_length: Annotated[int | None, _flag("Tokens of a packed window.")] = None,
     strategy: Annotated[str | None, _flag("tpe, random or exhaustive.")] = None,
     max_candidates: Annotated[int | None, _flag("Candidates a budget, at most.")] = None,
@@ -54,7 +54,7 @@ def read_request(
         "tags": tag or None,
         "distillation.tokens": tokens,
         "distillation.batch_tokens": batch_tokens,
-        "distillation.learning_rate": learning_rate,
+        "distillation.learning_rate": _number(learning_rate),
         "strategy.kind": strategy,
         "strategy.max_candidates": max_candidates,
         "strategy.seed": seed,
@@ -84,6 +84,14 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
     wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapper
+
+
+def _number(text: str | None) -> float | str | None:
+    """A number where it is one; what else stands there, the server judges."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _lay(request: dict[str, Any], path: str, value: Any) -> None:

@@ -88,6 +88,10 @@ def show_search(search: Json, out: Console) -> None:
                     if preparation
                     else []
                 ),
+                *(
+                    (f"learning rate of budget {index}", _swept(sweep))
+                    for index, sweep in enumerate(preparation["learning_rates"] if preparation else ())
+                ),
                 *((f"budget {index}", budget_name(budget)) for index, budget in enumerate(search["budgets"])),
                 ("text", search["request"]["data"]["train"]),
                 ("distillation", f"{search['request']['distillation']['tokens']:,} tokens a candidate"),
@@ -98,6 +102,13 @@ def show_search(search: Json, out: Console) -> None:
             ]
         )
     )
+
+
+def _swept(sweep: Json) -> str:
+    """The rate that was found, and what was tried."""
+    trials = sorted(sweep["trials"], key=lambda trial: trial["learning_rate"])
+    tried = (f"{trial['learning_rate']:g}: {number(trial['validation_loss'])}" for trial in trials)
+    return f"{sweep['learning_rate']:g} (losses after {sweep['tokens']:,} tokens at {', '.join(tried)})"
 
 
 def show_leaderboard(board: Json, title: str, out: Console) -> None:

@@ -334,6 +334,18 @@ def test_tasks_that_candidates_are_judged_on_cost_two_passes_of_each_and_one_of_
     assert task_flops == pytest.approx(3 * planned.evaluation_bytes * flops_per_token(ARCHITECTURE, sequence_length=8))
 
 
+def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_budget(roots: Path) -> None:
+    fixed = {name: [value] for name, value in ARCHITECTURE.axes.items()}
+    given: dict[str, Any] = {"space": fixed, "budgets": [{"ratio": 1.0}]}
+    distillation = BODY.get("distillation", {})
+    auto = make_plan(roots, **given, distillation={**distillation, "learning_rate": "auto"})
+    tokens = auto.new_search.request.distillation.tokens
+    flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    head = 2 * ARCHITECTURE.vocab_size * ARCHITECTURE.hidden_size
+    more = estimate_cost(auto).flops - estimate_cost(make_plan(roots, **given)).flops
+    assert more == pytest.approx(tokens * (3 * flops + head))
+
+
 def test_the_cost_grows_with_the_candidates(roots: Path) -> None:
     few = estimate_cost(make_plan(roots, strategy=BODY["strategy"] | {"max_candidates": 2}))
     many = estimate_cost(make_plan(roots, strategy=BODY["strategy"] | {"max_candidates": 4}))

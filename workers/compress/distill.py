@@ -77,10 +77,10 @@ def learning_rate(step: int, request: DistillationRequest) -> float:
     cosine from the peak towards ``final_learning_rate_ratio`` of it, which step number `steps` would have."""
     warmup = min(request.warmup_steps, request.steps // 10)
     if step < warmup:
-        return request.learning_rate * (step + 1) / warmup
+        return request.peak * (step + 1) / warmup
     progress = (step - warmup) / (request.steps - warmup)
     final = request.final_learning_rate_ratio
-    return request.learning_rate * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+    return request.peak * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 @final

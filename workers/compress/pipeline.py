@@ -29,6 +29,8 @@ from search.architecture import Architecture
 from search.checkpoint import Fingerprint
 from search.errors import CandidateFailed, NotFound, UnusableTeacher
 from search.families import FAMILIES
+from search.learning_rate import RateSweep, middle_of
+from search.planning import feasible_sets
 from search.ports import ArtifactStore, EvaluationTask
 from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
 from search.request import SearchRequest
@@ -46,6 +48,7 @@ from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.head import head_of
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
+from workers.compress.learning_rate import SWEEP_VERSION, find_rate
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
@@ -98,9 +101,9 @@ def prepare(
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     with clock("run_teacher"):
         target_artifacts = _keep_targets(teacher, identity.digest, tokens, request, artifacts)
-    with clock("score_importance"):  # last, so that what was found is referred to soon
+    with clock("score_importance"):  # late, so that what was found is referred to soon
         importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
-    return Preparation(
+    preparation = Preparation(
         teacher_digest=artifacts.put_bytes(identity.document),
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
@@ -113,6 +116,48 @@ def prepare(
         target_artifacts=target_artifacts,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
+    if request.distillation.learning_rate != "auto":
+        return preparation
+    with clock("find_learning_rates"):
+        found = _find_rates(search, Workbench.of(teacher, preparation, artifacts, device=device), preparation)
+    with artifacts.open(found) as file:
+        sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
+    return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
+
+
+def _find_rates(search: SearchRecord, bench: "Workbench", preparation: Preparation) -> str:
+    """The artifact of the sweeps for all budgets: one that an earlier search made, where there is one."""
+    request, artifacts, tokens = search.request, bench.artifacts, bench.tokens
+    architectures = [middle_of(feasible.points) for feasible in feasible_sets(search)]
+    key = _digest(
+        {
+            "sweep": SWEEP_VERSION,
+            "architectures": [architecture.digest for architecture in architectures],
+            "follow_from": [preparation.teacher_digest, tokens.digest, preparation.importance_artifact],
+            "settings": [to_json(request.distillation), request.importance.head_residuals, request.strategy.seed],
+            "kept": preparation.target_artifacts is not None,
+            "environment": dict(preparation.environment),
+        }
+    )
+    found = artifacts.recall(key)
+    if found is None:
+        shared: dict[str, Any] = {"seed": request.strategy.seed, "batch_windows": windows_per_batch(request)}
+        sweeps = [
+            find_rate(
+                architecture,
+                lambda architecture: build_student(
+                    bench.teacher, architecture, _best_selection(bench, architecture, request)
+                ),
+                bench.targets["train"],
+                tokens,
+                request.distillation,
+                **shared,
+            )
+            for architecture in architectures
+        ]
+        found = artifacts.put_bytes(json.dumps([to_json(sweep) for sweep in sweeps]).encode())
+        artifacts.remember(key, found)
+    return found
 
 
 def _keep_tokens(
@@ -229,6 +274,11 @@ class Workbench:
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         if identity.digest != preparation.teacher_digest:
             raise _changed(preparation.teacher_digest, identity.digest)
+        return cls.of(teacher, preparation, artifacts, device=device)
+
+    @classmethod
+    def of(cls, teacher: Teacher, preparation: Preparation, artifacts: ArtifactStore, *, device: str) -> "Workbench":
+        """Map the artifacts of a preparation."""
         tokens = Tokens.load(artifacts.local_path(preparation.tokens_artifact))
         return cls(
             teacher=teacher,
@@ -279,7 +329,8 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
         selection = _selection(bench, task)
         student = _student(bench, task, selection)
         _check_count(student, task)
-        training = Training(student, bench.targets["train"], bench.tokens.train, request.distillation, seed=task.seed)
+        distillation = task.search.distillation(task.budget_index)
+        training = Training(student, bench.targets["train"], bench.tokens.train, distillation, seed=task.seed)
         _go_on(training, task, bench, clock)
     if training.position.step == 0:
         with clock("measure"):
@@ -314,8 +365,12 @@ def _selection(bench: Workbench, task: EvaluationTask) -> Selection:
     if task.search.continues is not None:
         with bench.artifacts.open(task.search.continues.selection_artifact) as file:
             return from_json(Selection, json.load(file))
-    residuals = task.search.request.importance.head_residuals
-    return select(bench.importance, task.architecture, teacher=bench.teacher.architecture, head_residuals=residuals)
+    return _best_selection(bench, task.architecture, task.search.request)
+
+
+def _best_selection(bench: Workbench, architecture: Architecture, request: SearchRequest) -> Selection:
+    residuals = request.importance.head_residuals
+    return select(bench.importance, architecture, teacher=bench.teacher.architecture, head_residuals=residuals)
 
 
 def _student(bench: Workbench, task: EvaluationTask, selection: Selection) -> PreTrainedModel:

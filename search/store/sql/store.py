@@ -292,6 +292,7 @@ class SqlStore(Store):
                 tokens=[preparation.tokens_artifact],
                 importance=[preparation.importance_artifact],
                 tasks=[preparation.tasks_artifact] if preparation.tasks_artifact else [],
+                sweep=[preparation.learning_rates_artifact] if preparation.learning_rates_artifact else [],
                 targets=[digest for kept in (preparation.target_artifacts or {}).values() for digest in kept],
             )
             search.append(

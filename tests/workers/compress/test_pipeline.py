@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import SelectionRequest
-from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, UnusableTeacher
+from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, InvalidRequest, UnusableTeacher
 from search.evaluation import EvaluationRequest, LatencyRequest
+from search.learning_rate import RateSweep, best_rate, middle_of
 from search.planning import feasible_sets
 from search.ports import EvaluationTask
 from search.records import Measurement, PartialRun, RunResult, SearchRecord
@@ -24,8 +28,10 @@ from tests.support.homes import REQUEST, Home, task_for, with_learning_rate
 from tests.support.teachers import make_teacher
 from workers.compress import pipeline, targets
 from workers.compress.data import Tokens, pack
-from workers.compress.evaluate import held_out
+from workers.compress.distill import Training
+from workers.compress.evaluate import held_out, held_out_loss
 from workers.compress.importance import Importance, score
+from workers.compress.learning_rate import find_rate
 from workers.compress.model import build_model, count_parameters
 from workers.compress.pipeline import Measured, Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
@@ -395,6 +401,91 @@ def test_a_candidate_that_does_not_fit_into_memory_fails_with_that_reason(home: 
     bench = replace(bench, targets={**bench.targets, "train": OutOfMemory(bench.targets["train"].head)})
     with pytest.raises(CandidateFailed, match=r"does not fit on cpu: CUDA out of memory\. Tried to allocate 3"):
         list(evaluate(bench, task_for(search)))
+
+
+# --- the learning rate
+
+
+@pytest.fixture(scope="module")
+def tuned(home: Home) -> SearchRecord:
+    """Prepared with a learning rate that was to be found, for two budgets."""
+    auto = replace(REQUEST.distillation, learning_rate="auto")
+    budgets = (BudgetRequest(ratio=0.5), BudgetRequest(ratio=0.7))
+    return prepared(home, home.search(replace(REQUEST, distillation=auto, budgets=budgets)))
+
+
+def test_a_learning_rate_is_found_for_each_budget(home: Home, tuned: SearchRecord) -> None:
+    assert tuned.preparation is not None
+    assert "find_learning_rates" in tuned.preparation.seconds
+    sweeps = tuned.preparation.learning_rates
+    for index, (sweep, feasible) in enumerate(zip(sweeps, feasible_sets(tuned), strict=True)):
+        assert sweep.architecture == middle_of(feasible.points)
+        assert sweep.tokens == TOTAL // 4
+        assert len(sweep.trials) >= 3
+        assert sweep.learning_rate == best_rate(sweep.trials)
+        assert tuned.distillation(index).learning_rate == sweep.learning_rate
+
+
+def test_a_trial_is_a_candidate_s_run_cut_short(home: Home, tuned: SearchRecord) -> None:
+    """The same student on the same windows, whole and by hand."""
+    bench, sweep = bench_of(home, tuned), found(tuned)[0]
+    selection = select(bench.importance, sweep.architecture, teacher=bench.teacher.architecture)
+    for trial in sweep.trials[:2]:
+        student = build_student(bench.teacher, sweep.architecture, selection)
+        brief = replace(REQUEST.distillation, tokens=sweep.tokens, learning_rate=trial.learning_rate)
+        Training(student, bench.targets["train"], bench.tokens.train, brief, seed=0).advance(brief.steps)
+        assert held_out_loss(student, bench.tokens.validation, batch_windows=8) == trial.validation_loss
+
+
+def test_a_candidate_is_trained_at_its_budget_s_rate(home: Home, tuned: SearchRecord) -> None:
+    task = replace(task_for(tuned), budget_index=1)
+    rate = found(tuned)[1].learning_rate
+    given = prepared(home, home.search(with_learning_rate(REQUEST, rate)))
+    _, by_sweep = run(bench_of(home, tuned), task)
+    _, by_hand = run(bench_of(home, given), replace(task, search=given))
+    assert by_sweep.checkpoint_artifact == by_hand.checkpoint_artifact
+
+
+def test_another_search_finds_the_rates(home: Home, tuned: SearchRecord) -> None:
+    again = prepared(home, home.search(tuned.request))
+    assert found(again) == found(tuned)
+    assert again.preparation is not None
+    assert tuned.preparation is not None
+    assert again.preparation.learning_rates_artifact == tuned.preparation.learning_rates_artifact
+    seconds = [each.preparation.seconds["find_learning_rates"] for each in (again, tuned) if each.preparation]
+    assert seconds[0] < seconds[1], "nothing was trained"
+    other = prepared(home, home.search(replace(tuned.request, strategy=replace(REQUEST.strategy, seed=1))))
+    assert found(other) != found(tuned)
+
+
+def test_a_rate_at_which_the_student_diverges_is_a_trial_without_a_loss(home: Home, tuned: SearchRecord) -> None:
+    bench, sweep = bench_of(home, tuned), found(tuned)[0]
+
+    class Broken(Targets):
+        """Whose divergence from any student is not finite."""
+
+        def hidden(self, numbers: Tensor) -> Tensor:
+            return torch.full((len(numbers), 32, bench.teacher.architecture.hidden_size), float("nan"))
+
+    def build(architecture: Architecture) -> PreTrainedModel:
+        selection = select(bench.importance, architecture, teacher=bench.teacher.architecture)
+        return build_student(bench.teacher, architecture, selection)
+
+    with pytest.raises(InvalidRequest, match="does not diverge"):
+        find_rate(
+            sweep.architecture,
+            build,
+            Broken(bench.targets["train"].head),
+            bench.tokens,
+            tuned.request.distillation,
+            seed=0,
+            batch_windows=8,
+        )
+
+
+def found(search: SearchRecord) -> Sequence[RateSweep]:
+    assert search.preparation is not None
+    return search.preparation.learning_rates
 
 
 def test_every_proposed_architecture_can_be_built_as_counted(bench: Workbench, search: SearchRecord) -> None:

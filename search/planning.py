@@ -18,6 +18,7 @@ from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
 from search.learning_rate import FRACTION, USUAL_TRIALS
+from search.memory import MemoryEstimate, estimate_memory
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest
 from search.sources import TeacherSource, resolve_teacher
@@ -225,6 +226,10 @@ class Example:
     """Of a forward pass at the data's sequence length."""
     kv_cache_bytes_per_token: int
     """At two bytes a value."""
+    training_memory: MemoryEstimate
+    """At the peak of a training step on a GPU, the whole micro batch at a time."""
+    least_training_bytes: int
+    """The same with one window at a time, which is what a worker goes down to where memory is short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +245,9 @@ class BudgetPreview:
     """Those that can be proposed: for every combination of the other axes the one that fills the budget best."""
     num_candidates: int
     """Candidates that the search will evaluate, at most."""
+    most_training_bytes: int
+    """At the peak of a training step on a GPU with one window at a time, of those of up to 64 candidates that take the
+    most: what a worker needs at least to train whatever is proposed."""
     examples: tuple[Example, ...]
     """Some of those that can be proposed, from the deepest and widest on, evenly spread."""
 
@@ -300,20 +308,25 @@ def preview(planned: Plan) -> Preview:
     return Preview(
         teacher=planned.new_search.teacher,
         axes=dict(planned.space.axes),
-        budgets=tuple(_preview_budget(request, feasible) for feasible in planned.feasible),
+        budgets=tuple(_preview_budget(planned, feasible) for feasible in planned.feasible),
         text_bytes=planned.texts.num_bytes,
         tokens_needed=request.tokens_needed,
         cost=estimate_cost(planned),
     )
 
 
-def _preview_budget(request: SearchRequest, feasible: FeasibleSet) -> BudgetPreview:
+def _preview_budget(planned: Plan, feasible: FeasibleSet) -> BudgetPreview:
+    request = planned.new_search.request
     sequence_length = request.data.sequence_length
+    micro_batch_tokens = request.distillation.micro_batch_tokens or request.distillation.batch_tokens
     return BudgetPreview(
         budget=feasible.budget,
         num_architectures=feasible.num_architectures,
         num_proposals=len(feasible.points),
         num_candidates=_num_candidates(request, feasible),
+        most_training_bytes=max(
+            _memory(planned, point, sequence_length).total for point in _spread(feasible.points, _NUM_SAMPLED)
+        ),
         examples=tuple(
             Example(
                 architecture=point,
@@ -321,9 +334,25 @@ def _preview_budget(request: SearchRequest, feasible: FeasibleSet) -> BudgetPrev
                 non_embedding_parameters=non_embedding_parameters(point),
                 flops_per_token=flops_per_token(point, sequence_length=sequence_length),
                 kv_cache_bytes_per_token=kv_cache_bytes_per_token(point),
+                training_memory=_memory(planned, point, micro_batch_tokens),
+                least_training_bytes=_memory(planned, point, sequence_length).total,
             )
             for point in _spread(feasible.points, _NUM_EXAMPLES)
         ),
+    )
+
+
+def _memory(planned: Plan, point: Architecture, micro_batch_tokens: int) -> MemoryEstimate:
+    request, teacher = planned.new_search.request, planned.new_search.teacher
+    stored = teacher.config.get("dtype") or teacher.config.get("torch_dtype")
+    return estimate_memory(
+        point,
+        teacher.architecture,
+        request.distillation,
+        micro_batch_tokens=micro_batch_tokens,
+        sequence_length=request.data.sequence_length,
+        teacher_bytes_per_value=2 if stored == "bfloat16" and request.teacher.dtype == "auto" else 4,
+        device="cuda",
     )
 
 

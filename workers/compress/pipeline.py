@@ -49,6 +49,7 @@ from workers.compress.head import head_of
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
 from workers.compress.learning_rate import SWEEP_VERSION, find_rate
+from workers.compress.memory import available_bytes, fit
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
@@ -326,10 +327,17 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunR
 def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunResult]:
     request, clock = task.search.request, Stopwatch()
     with clock("slice"):
+        distillation = fit(
+            task.architecture,
+            bench.teacher.architecture,
+            task.search.distillation(task.budget_index),
+            sequence_length=request.data.sequence_length,
+            available=available_bytes(bench.device),
+            device=bench.device,
+        )
         selection = _selection(bench, task)
         student = _student(bench, task, selection)
         _check_count(student, task)
-        distillation = task.search.distillation(task.budget_index)
         training = Training(student, bench.targets["train"], bench.tokens.train, distillation, seed=task.seed)
         _go_on(training, task, bench, clock)
     if training.position.step == 0:

@@ -58,7 +58,9 @@ class Outcome:
 def kept(teacher: Teacher, tokens: Tokens) -> Targets:
     """What the teacher makes of the training windows, in memory."""
     live = LiveTargets(teacher.model, tokens.train)
-    return KeptTargets(live.head, [torch.cat([live.hidden(part) for part in torch.arange(len(tokens.train)).split(8)])])
+    return KeptTargets(
+        live.head, [torch.cat([live.outputs(part).final for part in torch.arange(len(tokens.train)).split(8)])]
+    )
 
 
 def distilled(

@@ -10,6 +10,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 TeacherLoss = Literal["forward_kl", "reverse_kl", "jensen_shannon", "logit_mse", "logit_cosine", "taid"]
 DistillationLoss = Literal[TeacherLoss, "cross_entropy"]
 HiddenState = Literal["block_output", "embedding_output"]
+TargetsDtype = Literal["exact", "bfloat16", "float16"]
 HiddenDistance = Literal["cosine", "mse"]
 
 
@@ -27,6 +28,10 @@ class DistillationRequest:
     targets: Literal["auto", "live"] = "auto"
     """`auto`: the teacher runs over the text once, and what comes out is kept for all candidates, where it takes no
     more than half of the space that is left; else, and with `live`, it runs beside every candidate."""
+    targets_dtype: TargetsDtype = "exact"
+    """What is kept of the training windows in. `exact`: what the teacher computes in, so that nothing is lost.
+    `bfloat16` and `float16` take half the space of float32, and are lossy: students learn from rounded outputs, float16
+    rounding eight times less but refusing outputs beyond 65,504. Students are judged by exact ones all the same."""
     batch_tokens: int = 2_048
     """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
     micro_batch_tokens: int | None = None
@@ -60,12 +65,25 @@ class DistillationRequest:
     cross_entropy_weight: float = 0.0
     """How much of the text's cross-entropy is added to a loss against the teacher; not to `taid`, whose schedule
     follows from the loss."""
+    hidden_losses: tuple[HiddenState, ...] = ()
+    """Which states inside the student are drawn to the teacher's as well, through a linear map that is trained along
+    and thrown away; together they weigh as much as `loss`. `block_output`: of the third block from the end;
+    `embedding_output`. The paper found them to help where depth is cut a lot, and useless where only widths are."""
+    hidden_distance: HiddenDistance = "cosine"
+    """How far two states are apart. `cosine`: 1 - their cosine; `mse`: the mean square of the difference, as a fraction
+    of the teacher's."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
             _require(value == "auto" or value > 0, expected="a number above 0", got=value, where=name)
         self._check_loss()
+        _require(
+            self.targets == "auto" or self.targets_dtype == "exact",
+            expected="'exact', as nothing is kept where targets are 'live'",
+            got=self.targets_dtype,
+            where="targets_dtype",
+        )
         micro = self.micro_batch_tokens
         _require(
             micro is None or 0 < micro <= self.batch_tokens,
@@ -90,6 +108,14 @@ class DistillationRequest:
         )
 
     def _check_loss(self) -> None:
+        states = self.hidden_losses
+        _require(len(set(states)) == len(states), expected="each at most once", got=list(states), where="hidden_losses")
+        _require(
+            bool(states) or self.hidden_distance == "cosine",
+            expected="hidden_losses to measure it on",
+            got=self.hidden_distance,
+            where="hidden_distance",
+        )
         weight = self.cross_entropy_weight
         _require(weight >= 0, expected="at least 0", got=weight, where="cross_entropy_weight")
         for name, losses in _LOSSES_WITH.items():
@@ -118,4 +144,5 @@ class DistillationRequest:
 _LOSSES_WITH: dict[str, tuple[DistillationLoss, ...]] = {
     "temperature": ("forward_kl", "reverse_kl", "jensen_shannon"),
     "cross_entropy_weight": tuple(loss for loss in get_args(TeacherLoss) if loss != "taid"),
+    "hidden_losses": get_args(TeacherLoss),  # `cross_entropy` is what is learnt without the teacher
 }

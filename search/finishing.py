@@ -68,7 +68,9 @@ def finishing_request(request: SearchRequest, architecture: Architecture, finish
         space=SpaceRequest(**{axis: (getattr(architecture, axis),) for axis in AXES}),
         data=finish.data or request.data,
         # a single candidate sees nearly every token once: keeping what the teacher says of it would save nothing
-        distillation=replace(request.distillation, tokens=finish.tokens, targets="live", **changes),
+        distillation=replace(
+            request.distillation, tokens=finish.tokens, targets="live", targets_dtype="exact", **changes
+        ),
         strategy=StrategyRequest(
             kind="exhaustive",
             max_candidates=1,

@@ -276,7 +276,8 @@ class CostEstimate:
     rate that is to be found: a candidate's distillation for each budget, in four quarters. Tasks are
     taken for as many tokens as they have bytes."""
     target_bytes: int
-    """What is kept of the teacher's outputs, at four bytes a value; a teacher in bfloat16 takes half of it."""
+    """What is kept of the teacher's outputs, states inside for hidden losses among them: four bytes a value, two of
+    training windows in a lossy `distillation.targets_dtype`. A teacher in bfloat16 takes two throughout."""
     targets_pay_from: int
     """From so many candidates on, keeping them costs fewer FLOPs than running the teacher beside each one."""
     gpu_hours: float
@@ -384,11 +385,19 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         evaluation_tokens=num_candidates * heldout_tokens,
         calibration_tokens=calibration_tokens,
         flops=flops,
-        target_bytes=is_kept * 4 * taught_tokens * teacher.hidden_size,
+        target_bytes=is_kept * _target_bytes(request, teacher),
         targets_pay_from=int(teacher_flops // (teacher_flops - head_flops)) + 1,
         gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
         assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
     )
+
+
+def _target_bytes(request: SearchRequest, teacher: Architecture) -> int:
+    """Of one state a token, and of training windows those inside; in what the request says."""
+    data, wanted = request.data, request.distillation
+    judged = 4 * (data.validation_samples + data.test_samples)
+    learnt = (4 if wanted.targets_dtype == "exact" else 2) * (1 + len(wanted.hidden_losses)) * request.train_windows
+    return (judged + learnt) * data.sequence_length * teacher.hidden_size
 
 
 def _selection_flops(planned: Plan, teacher_flops: int) -> float:

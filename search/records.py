@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
-from search.distillation import DistillationRequest
+from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
 from search.learning_rate import RateSweep, with_rate
 from search.request import SearchRequest
@@ -154,6 +154,12 @@ class Preparation:
     #: Artifacts: the teacher's final norm's output on the windows of each split, in their order (safetensors). None:
     #: the teacher runs beside every candidate.
     target_artifacts: Mapping[str, tuple[str, ...]] | None = None
+    #: Artifacts: the states inside the teacher that hidden losses need, of the training windows.
+    state_artifacts: Mapping[HiddenState, tuple[str, ...]] = field(default_factory=dict)
+    #: What the training windows' artifacts of both kinds are kept in, e.g. ``bfloat16``; None where none are.
+    targets_dtype: str | None = None
+    #: Whether that loses something of what the teacher computes in (``environment["teacher_dtype"]``).
+    targets_lossy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,10 @@ class Recipe:
     data_digest: str
     """SHA-256 over the packed tokens."""
     seed: int
+    targets_dtype: str | None = None
+    """What the student learnt from was kept in; null: nothing was, the teacher ran beside it."""
+    targets_lossy: bool = False
+    """Whether that is less than what the teacher computes in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,8 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
             data=search.request.data,
             data_digest=preparation.data_digest,
             seed=candidate.seed,
+            targets_dtype=preparation.targets_dtype,
+            targets_lossy=preparation.targets_lossy,
         ),
         checkpoint_artifact=result.checkpoint_artifact,
         environment=result.environment,

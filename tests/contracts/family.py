@@ -46,6 +46,7 @@ from workers.compress.importance import score
 from workers.compress.model import build_model
 from workers.compress.pipeline import build_student
 from workers.compress.slicing import select, slice_tensors
+from workers.compress.states import StateReader
 from workers.compress.teacher import Teacher, load_teacher
 from workers.export import WEIGHTS, write_companions
 from workers.families import FAMILIES as TORCH_FAMILIES
@@ -306,6 +307,22 @@ class FamilyContract(ABC):
             activation.register_forward_pre_hook(lambda _module, args: widths.append(args[0].shape[-1]))
         logits_of(teacher.model, TOKENS)
         assert widths == [a.intermediate_size] * a.num_hidden_layers
+
+    def test_states_are_what_the_next_blocks_attention_reads(self, teacher: Teacher) -> None:
+        layers = teacher.architecture.num_hidden_layers
+        read: dict[str, Tensor] = {}
+
+        def see(state: str, entering: Tensor) -> None:
+            read[state] = entering
+
+        for state, layer in (("embedding_output", 0), ("block_output", max(0, layers - 3) + 1)):
+            projection = teacher.model.get_submodule(teacher.family.head_projections[0].format(layer=layer))
+            projection.register_forward_pre_hook(lambda _module, args, state=state: see(state, args[0]))
+        with torch.no_grad():
+            outputs = StateReader(teacher.model, teacher.family, ("block_output", "embedding_output"))(TOKENS)
+        assert outputs.inside.keys() == read.keys()
+        for state, entering in read.items():
+            close(outputs.inside[state], entering, 1e-12)  # type: ignore[index]
 
     def test_importance_is_read_where_the_table_says(self, teacher: Teacher) -> None:
         importance = score(teacher, TOKENS, batch_windows=2)

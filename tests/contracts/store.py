@@ -14,6 +14,7 @@ from search.architecture import Architecture
 from search.budget import Budget
 from search.counting import non_embedding_parameters, parameters
 from search.data import DataRequest
+from search.distillation import HiddenState
 from search.errors import IdempotencyMismatch, IllegalTransition, LeaseLost, NotFound, NotReady
 from search.ports import Store
 from search.records import (
@@ -522,10 +523,13 @@ class EndingASearch:
     def test_what_is_kept_of_the_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
         lease = running_search(store)
         kept = {"train": (digest("first"), digest("second")), "validation": (digest("third"),)}
-        store.save_preparation(lease, replace(preparation(), target_artifacts=kept))
-        assert store.get_search(lease.subject_id).preparation == replace(preparation(), target_artifacts=kept)
+        inside: dict[HiddenState, tuple[str, ...]] = {"block_output": (digest("fourth"),)}
+        prepared = replace(preparation(), target_artifacts=kept, state_artifacts=inside, targets_lossy=True)
+        store.save_preparation(lease, prepared)
+        assert store.get_search(lease.subject_id).preparation == prepared
         store.finish_search(lease, JobState.COMPLETED)
-        assert {digest("first"), digest("second"), digest("third")} <= set(store.delete_search(lease.subject_id))
+        all_of_it = set(map(digest, ("first", "second", "third", "fourth")))
+        assert all_of_it <= set(store.delete_search(lease.subject_id))
 
     def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
         scores = digest("shared scores")

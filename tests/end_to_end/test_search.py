@@ -104,6 +104,7 @@ def test_an_export_is_a_directory_that_plain_transformers_loads_and_scores_as_th
 
     spec = from_json(Spec, json.loads((tmp_path / "spec.json").read_text()))
     assert spec == build_spec(finished, candidate, home.artifacts)
+    assert (spec.recipe.targets_dtype, spec.recipe.targets_lossy) == ("float32", False)
     assert spec.config == json.loads((tmp_path / "config.json").read_text())
 
 

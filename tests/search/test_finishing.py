@@ -30,6 +30,14 @@ def test_the_full_recipe_is_the_search_s_over_more_tokens(home: Home) -> None:
     assert from_json(SearchRequest, to_json(request)) == request
 
 
+def test_what_was_learnt_from_rounded_outputs_is_finished_with_the_teacher_itself(home: Home) -> None:
+    search = home.search()
+    lossy = replace(search.request, distillation=replace(search.request.distillation, targets_dtype="bfloat16"))
+    finish = FinishRequest(tokens=10 * 256)
+    request = finishing_request(lossy, task_for(search, index=3).architecture, finish)
+    assert (request.distillation.targets, request.distillation.targets_dtype) == ("live", "exact")
+
+
 def test_each_candidate_of_a_search_is_the_only_one_that_its_finishing_search_can_propose(home: Home) -> None:
     search = home.search()
     for index in range(len(feasible_sets(search)[0].points)):

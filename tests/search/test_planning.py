@@ -281,6 +281,12 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
         + (16 + taught) * teacher_flops
     )
     assert cost.target_bytes == 4 * taught * 64
+    for asked, per_value in (({}, 4), ({"targets_dtype": "bfloat16"}, 2)):
+        inside = BODY["distillation"] | {"hidden_losses": ["block_output", "embedding_output"]} | asked
+        more = estimate_cost(
+            make_plan(roots, space=fixed, budgets=[{"params": parameters(student)}], distillation=inside)
+        )
+        assert more.target_bytes == 64 * (3 * per_value * 64 + 4 * 8 * (4 + 2))
     live = BODY["distillation"] | {"targets": "live"}
     beside = estimate_cost(make_plan(roots, space=fixed, budgets=[{"params": parameters(student)}], distillation=live))
     assert beside.target_bytes == 0

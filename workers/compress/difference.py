@@ -26,7 +26,7 @@ from workers.compress.aggregates import upcast
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.data import load_tokenizer
 from workers.compress.head import head_of
-from workers.compress.targets import hidden_states
+from workers.compress.states import hidden_states
 from workers.compress.teacher import check_finite, load_teacher
 
 #: Part of the key under which selected windows are found again: to be raised when others are selected.

@@ -22,13 +22,21 @@ from search.errors import CandidateFailed
 from workers.compress.chunked import chunked_loss
 from workers.compress.data import training_order
 from workers.compress.head import head_of
+from workers.compress.hidden_losses import HiddenLosses, hidden_weight
 from workers.compress.losses import NO_LABEL, Objective, TaidSchedule
+from workers.compress.states import Outputs
 from workers.compress.targets import Targets
 
 _BETAS = (0.9, 0.95)
 
 #: What fused AdamW keeps of every parameter.
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+#: What the lift of hidden losses is called among them; no parameter of a model is.
+_LIFT = "lift"
+
+#: On logits and on hidden states, scalars.
+_Losses = tuple[Tensor, Tensor]
 
 #: A run diverges where its loss is well above the untrained student's, which is known from one batch: more than this
 #: multiple of it and so many nats beyond.
@@ -48,7 +56,7 @@ class Rung:
 
     #: Tokens that the student has been trained on.
     tokens: int
-    #: The mean training loss since the rung before, nats a token.
+    #: The mean training loss since the rung before, nats a token; what is lost on hidden states is not in it.
     train_loss: float
 
 
@@ -65,6 +73,8 @@ class Position:
     untrained_loss: float | None = None
     #: For how many steps the loss has been well above that.
     steps_above: int = 0
+    #: What the loss on hidden states counts in the next step: see `workers.compress.hidden_losses.hidden_weight`.
+    hidden_weight: float = 0.0
 
 
 def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
@@ -96,13 +106,24 @@ class Training:
         windows: (W, T) tokens; each is seen once before any is seen again.
         request: the schedule.
         seed: permutes the windows: all candidates of a search see the same batches.
+        hidden: what `request.hidden_losses` need, where there are any. The lift is trained and stored like the student.
     """
 
     def __init__(
-        self, student: PreTrainedModel, targets: Targets, windows: Tensor, request: DistillationRequest, *, seed: int
+        self,
+        student: PreTrainedModel,
+        targets: Targets,
+        windows: Tensor,
+        request: DistillationRequest,
+        *,
+        seed: int,
+        hidden: HiddenLosses | None = None,
     ) -> None:
-        self._student, self._targets, self._windows, self._request = student, targets, windows, request
-        self._optimizer = torch.optim.AdamW(student.parameters(), betas=_BETAS, weight_decay=0.0, fused=True)
+        assert (hidden is not None) == bool(request.hidden_losses), "a request's hidden losses, and no others"
+        self.student, self._targets, self._windows, self._request = student, targets, windows, request
+        self._hidden = hidden
+        self._trained = dict(student.named_parameters()) | ({_LIFT: hidden.lift.weight} if hidden else {})
+        self._optimizer = torch.optim.AdamW(self._trained.values(), betas=_BETAS, weight_decay=0.0, fused=True)
         self._batch_windows = request.batch_tokens // windows.shape[1]
         self._order = training_order(len(windows), total=request.steps * self._batch_windows, seed=seed)
         self._autocast = _autocast_dtype(request, student.device)
@@ -123,12 +144,11 @@ class Training:
         return Rung(tokens=step * self._request.batch_tokens, train_loss=sum(losses) / len(losses))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The student's parameters and the optimiser's moments, by names that `restore` knows; not copied."""
-        named = dict(self._student.named_parameters())
-        return {f"parameters.{name}": parameter.detach() for name, parameter in named.items()} | {
+        """What is trained and the optimiser's moments, by names that `restore` knows; not copied."""
+        return {f"parameters.{name}": parameter.detach() for name, parameter in self._trained.items()} | {
             f"{moment}.{name}": self._optimizer.state[parameter][moment]
             for moment in _MOMENTS
-            for name, parameter in named.items()
+            for name, parameter in self._trained.items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor], position: Position) -> None:
@@ -136,7 +156,7 @@ class Training:
         optimizer = self._optimizer.state_dict()
         optimizer["state"] = {}
         with torch.no_grad():
-            for number, (name, parameter) in enumerate(self._student.named_parameters()):
+            for number, (name, parameter) in enumerate(self._trained.items()):
                 parameter.copy_(tensors[f"parameters.{name}"])
                 moments = {moment: tensors[f"{moment}.{name}"].clone() for moment in _MOMENTS}
                 optimizer["state"][number] = {"step": torch.tensor(float(position.step)), **moments}
@@ -144,21 +164,21 @@ class Training:
         self.position = position
 
     def _step(self) -> float:
-        """One optimiser step; its loss."""
+        """One optimiser step; its loss on the logits."""
         request, position = self._request, self.position
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(position.step, request)
         first = position.step * self._batch_windows
-        total = self._backward(self._order[first : first + self._batch_windows])
-        norm = clip_grad_norm_(self._student.parameters(), request.max_grad_norm)
-        loss, gradient_norm = torch.stack([total, norm.to(total)]).tolist()  # one wait for the device
-        self._note(loss, gradient_norm)
+        losses = self._backward(self._order[first : first + self._batch_windows])
+        norm = clip_grad_norm_(self._trained.values(), request.max_grad_norm)
+        loss, hidden, gradient_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # one wait for the device
+        self._note(loss, hidden, gradient_norm)
         self._optimizer.step()
         return float(loss)
 
-    def _backward(self, numbers: Tensor) -> Tensor:
-        """The loss of a batch of windows; its gradient is the parameters'. Where memory runs out, once more with half
-        as many windows at a time: what was done of the step is thrown away, so that nothing counts twice."""
+    def _backward(self, numbers: Tensor) -> _Losses:
+        """The losses of a batch of windows; their gradient is the parameters'. Where memory runs out, once more with
+        half as many windows at a time: what was done of the step is thrown away, so that nothing counts twice."""
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
@@ -168,39 +188,53 @@ class Training:
                     raise
             self._halve()  # outside of the handler, whose traceback holds the step's tensors
 
-    def _accumulate(self, numbers: Tensor) -> Tensor:
-        total = torch.zeros((), device=self._student.device)
+    def _accumulate(self, numbers: Tensor) -> _Losses:
+        totals = (torch.zeros((), device=self.student.device),) * 2
         for part in numbers.split(self.position.micro_batch_windows):
-            loss = self._loss(part) * (len(part) / len(numbers))
-            loss.backward()
-            total = total + loss.detach()
-        return total
+            logits, hidden = (loss * (len(part) / len(numbers)) for loss in self._losses(part))
+            (logits + self.position.hidden_weight * hidden).backward()
+            totals = (totals[0] + logits.detach(), totals[1] + hidden.detach())
+        return totals
 
-    def _loss(self, numbers: Tensor) -> Tensor:
-        batch_BT = self._windows[numbers].to(self._student.device)
+    def _losses(self, numbers: Tensor) -> _Losses:
+        batch_BT = self._windows[numbers].to(self.student.device)
         objective = replace(Objective.of(self._request), interpolation=self.position.taid.interpolation)
-        target_BTK = None if objective.teacher_loss is None else self._targets.hidden(numbers)
+        taught = None if objective.teacher_loss is None else self._targets.outputs(numbers)
         labels_BT = next_tokens(batch_BT) if objective.cross_entropy_weight else None
-        with torch.autocast(self._student.device.type, self._autocast, enabled=self._autocast is not None):
-            hidden_BTH = self._body(input_ids=batch_BT, use_cache=False).last_hidden_state
-            return chunked_loss(
-                hidden_BTH, head_of(self._student), target_BTK, self._targets.head, objective, labels_N=labels_BT
+        with torch.autocast(self.student.device.type, self._autocast, enabled=self._autocast is not None):
+            learnt = self._run(batch_BT)
+            logits = chunked_loss(
+                learnt.final,
+                head_of(self.student),
+                None if taught is None else taught.final,
+                self._targets.head,
+                objective,
+                labels_N=labels_BT,
             )
+            if self._hidden is None or taught is None:
+                return logits, torch.zeros_like(logits)
+            return logits, self._hidden.loss(learnt.inside, taught.inside)
+
+    def _run(self, batch_BT: Tensor) -> Outputs:
+        if self._hidden is None:
+            return Outputs(final=self._body(input_ids=batch_BT, use_cache=False).last_hidden_state)
+        return self._hidden.reader(batch_BT, body=self._body)
 
     def _halve(self) -> None:
         self.position = replace(self.position, micro_batch_windows=self.position.micro_batch_windows // 2)
         log.warning("out of memory: going on with smaller micro batches", windows=self.position.micro_batch_windows)
-        if self._student.device.type == "cuda":
+        if self.student.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _note(self, loss: float, gradient_norm: float) -> None:
+    def _note(self, loss: float, hidden: float, gradient_norm: float) -> None:
         """Move the position past a step. Raises CandidateFailed: see `advance`."""
         step, steps = self.position.step + 1, self._request.steps
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise CandidateFailed(
                 f"distillation diverged at step {step} of {steps}: loss {loss}, gradient norm {gradient_norm}. {_HINT}"
             )
-        self.position = _after_step(self.position, loss, self._request)
+        weight = 0.0 if self._hidden is None else hidden_weight(loss, hidden)
+        self.position = replace(_after_step(self.position, loss, self._request), hidden_weight=weight)
         if self.position.steps_above >= max(_LEAST_PATIENCE, round(_PATIENCE * steps)):
             raise CandidateFailed(
                 f"distillation diverged: at step {step} of {steps} the loss is {loss:.4g}, and it has been well above "

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from workers.compress.aggregates import upcast
 from workers.compress.head import head_of
 from workers.compress.losses import forward_kl
-from workers.compress.targets import Targets, hidden_states
+from workers.compress.states import hidden_states
+from workers.compress.targets import Targets
 
 #: Tokens whose logits exist at a time.
 _TOKENS_AT_ONCE = 2_048
@@ -50,7 +51,11 @@ def held_out(model: PreTrainedModel, targets: Targets, windows: Tensor, *, batch
     head, loss, kl, agreed = head_of(model), 0.0, 0.0, 0
     for numbers in torch.arange(len(windows)).split(batch_windows):
         batch = windows[numbers]
-        parts = (_terms(hidden_states(model, batch)), _terms(targets.hidden(numbers)), _next_tokens(batch, model))
+        parts = (
+            _terms(hidden_states(model, batch)),
+            _terms(targets.outputs(numbers).final),
+            _next_tokens(batch, model),
+        )
         for hidden, target, following in zip(*(part.split(_TOKENS_AT_ONCE) for part in parts), strict=True):
             logits, wanted = upcast(head(hidden)), targets.head(target)
             loss += cross_entropy(logits, following, reduction="sum").item()

@@ -4,23 +4,30 @@ They help where depth falls a lot, and give nothing where only widths do (arXiv 
 student's states are lifted to the teacher's width by a linear map that is trained along and thrown away, one for all
 places; their loss weighs as much as the logits', whatever its scale.
 
-The paper takes states "always post LayerNorm": of a pre-norm block's output, what the next block's first norm makes of
-it. Where the states are read is the caller's business.
+Where states are read is said in `workers.compress.states`.
 
 Legend: N tokens, H hidden channels of the student, K of the teacher.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
-from search.distillation import HiddenDistance
+from search.distillation import DistillationRequest, HiddenDistance, HiddenState
 from workers.compress.aggregates import upcast
+from workers.compress.states import StateReader
+from workers.families import TorchFamily
 
 #: A state that vanishes is as far from a lifted one as its own size says.
 _TINY = 1e-30
+
+#: See `hidden_weight`.
+_LEAST = 1e-3
 
 
 def hidden_cosine(lifted_NK: Tensor, teacher_NK: Tensor) -> Tensor:
@@ -59,22 +66,17 @@ def hidden_loss(pairs: Sequence[tuple[Tensor, Tensor]], lift: nn.Linear, distanc
     return torch.stack([measure(lift(student.to(lift.weight.dtype)), teacher) for student, teacher in pairs]).sum()
 
 
-def balanced(logit_loss: Tensor, hidden: Tensor) -> Tensor:
-    """L_logits + α L_is with α = L_logits / L_is, no gradient through α (arXiv 2407.14679, section 3).
+def hidden_weight(logit_loss: float, hidden: float) -> float:
+    """α = L_logits / L_is, the weight of the hidden loss (arXiv 2407.14679, section 3): it counts as much as the other.
 
-    The value is therefore twice L_logits: report the terms, not this. A constant factor of L_is changes nothing.
+    Both are those of a whole optimiser step, and weigh the next one: of a step that is taken in micro batches they are
+    known when its gradients are. So α is one step late, and the first step has none. The paper leaves it open.
+
+    A hidden loss below a thousandth counts as that much, here: both distances are relative, and a place where the
+    student is the teacher to within a thousandth (the embeddings of one that lost layers alone) shall not outweigh
+    the logits.
     """
-    alpha = logit_loss.detach() / hidden.detach().clamp_min(_TINY)
-    return logit_loss + alpha * hidden
-
-
-def paired_blocks(num_student_layers: int, num_teacher_layers: int) -> tuple[int, int]:
-    """The student's block and the teacher's whose outputs are compared, counted from 0: the third from the end of each.
-
-    Of 16 and 32 layers 13 and 29 (arXiv 2407.14679, Table 17: the last two are too specialised; 12 and 28 do as well,
-    15 and 31 lose 0.04). Of fewer than three layers the first.
-    """
-    return max(0, num_student_layers - 3), max(0, num_teacher_layers - 3)
+    return logit_loss / max(hidden, _LEAST)
 
 
 def new_lift(kept_channels: Tensor, hidden_size: int, *, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -93,3 +95,48 @@ def new_lift(kept_channels: Tensor, hidden_size: int, *, dtype: torch.dtype = to
     with torch.no_grad():
         lift.weight.zero_()[kept_channels, torch.arange(width, device=device)] = 1
     return lift
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenLosses:
+    """What a student's training needs for losses on hidden states."""
+
+    #: Of the student.
+    reader: StateReader
+    #: Trained along; no part of the student.
+    lift: nn.Linear
+    distance: HiddenDistance
+
+    @classmethod
+    def of(
+        cls,
+        student: PreTrainedModel,
+        request: DistillationRequest,
+        *,
+        family: TorchFamily,
+        kept_channels: Sequence[int],
+        hidden_size: int,
+    ) -> "HiddenLosses | None":
+        """What `request` asks for; None where it asks for none.
+
+        Args:
+            student: as pruned.
+            request: names the states and the distance.
+            family: the student's.
+            kept_channels: see `new_lift`.
+            hidden_size: the teacher's.
+        """
+        if not request.hidden_losses:
+            return None
+        kept = torch.tensor(kept_channels, device=student.device)
+        return cls(
+            reader=StateReader(student, family, request.hidden_losses),
+            lift=new_lift(kept, hidden_size, dtype=student.dtype),
+            distance=request.hidden_distance,
+        )
+
+    def loss(self, student: Mapping[HiddenState, Tensor], teacher: Mapping[HiddenState, Tensor]) -> Tensor:
+        """See `hidden_loss`."""
+        pairs = [(student[state], teacher[state]) for state in self.reader.states]
+        return hidden_loss(pairs, self.lift, self.distance)

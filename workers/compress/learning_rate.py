@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import structlog
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from search.architecture import Architecture
 from search.distillation import DistillationRequest
 from search.errors import CandidateFailed
 from search.learning_rate import RateSweep, best_rate, sweep, trial_request
-from workers.compress.data import Tokens
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
-from workers.compress.targets import Targets
 
 #: Part of the key under which sweeps are found again: to be raised when the same key would give other numbers.
 SWEEP_VERSION = 1
@@ -22,23 +20,19 @@ log = structlog.get_logger(__name__)
 
 def find_rate(
     architecture: Architecture,
-    build: Callable[[Architecture], PreTrainedModel],
-    targets: Targets,
-    tokens: Tokens,
+    begin: Callable[[Architecture, DistillationRequest], Training],
+    validation: Tensor,
     distillation: DistillationRequest,
     *,
-    seed: int,
     batch_windows: int,
 ) -> RateSweep:
     """Distil the same student at one rate after the other, each time from the start, and judge it on validation text.
 
     Args:
         architecture: of the student.
-        build: makes it, pruned and undistilled.
-        targets: the teacher's, of the training windows.
-        tokens: the windows.
+        begin: makes it, pruned and undistilled, to be trained by a request as candidates are.
+        validation: (W, T) tokens.
         distillation: of a candidate; what is tried is a quarter as long.
-        seed: of the order of the windows, the candidates' own.
         batch_windows: that are judged at a time.
 
     Raises:
@@ -46,13 +40,14 @@ def find_rate(
     """
 
     def loss_at(learning_rate: float) -> float | None:
-        brief, student = trial_request(distillation, learning_rate), build(architecture)
+        brief = trial_request(distillation, learning_rate)
+        training = begin(architecture, brief)
         try:
-            Training(student, targets, tokens.train, brief, seed=seed).advance(brief.steps)
+            training.advance(brief.steps)
         except CandidateFailed as failure:
             log.info("learning rate tried", learning_rate=learning_rate, failed=failure.reason)
             return None
-        loss = held_out_loss(student, tokens.validation, batch_windows=batch_windows)
+        loss = held_out_loss(training.student, validation, batch_windows=batch_windows)
         log.info("learning rate tried", learning_rate=learning_rate, validation_loss=loss)
         return loss
 

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
+from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, NotFound, UnusableTeacher
 from search.families import FAMILIES
 from search.learning_rate import RateSweep, middle_of
@@ -38,14 +39,14 @@ from search.selection import Selection
 from search.serialization import canonical_json, from_json, to_json
 from search.sources import resolve_teacher
 from search.texts import Texts, resolve_texts
-from workers.compress import partial, targets
+from workers.compress import partial
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.corpus import pinned
 from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.distill import Rung, Training, rung_steps
 from workers.compress.evaluate import held_out, held_out_loss
-from workers.compress.head import head_of
+from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
 from workers.compress.learning_rate import SWEEP_VERSION, find_rate
@@ -53,18 +54,16 @@ from workers.compress.memory import available_bytes, fit
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
 from workers.compress.slicing import select, slice_tensors
-from workers.compress.targets import KeptTargets, LiveTargets, Targets
+from workers.compress.targets import Targets
 from workers.compress.tasks import Task, Tasks, judge_all, load_layer_task, load_stored_tasks, load_tasks
 from workers.compress.teacher import Teacher, check_finite, load_teacher
+from workers.compress.teaching import keep_targets, targets_of
 
 Split = Literal["validation", "test"]
 
 log = structlog.get_logger(__name__)
 
 _SECONDS_BETWEEN_LOGS = 5
-
-#: Splits on which students meet the teacher.
-TAUGHT = ("train", "validation", "test")
 
 
 def prepare(
@@ -101,7 +100,9 @@ def prepare(
         } | judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     with clock("run_teacher"):
-        target_artifacts = _keep_targets(teacher, identity.digest, tokens, request, artifacts)
+        kept = keep_targets(
+            teacher, identity.digest, tokens, request.distillation, artifacts, batch_windows=batch_windows
+        )
     with clock("score_importance"):  # late, so that what was found is referred to soon
         importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
     preparation = Preparation(
@@ -114,13 +115,16 @@ def prepare(
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
         environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
-        target_artifacts=target_artifacts,
+        **kept,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
     if request.distillation.learning_rate != "auto":
         return preparation
+    states = request.distillation.hidden_losses
     with clock("find_learning_rates"):
-        found = _find_rates(search, Workbench.of(teacher, preparation, artifacts, device=device), preparation)
+        found = _find_rates(
+            search, Workbench.of(teacher, preparation, artifacts, states=states, device=device), preparation
+        )
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
     return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
@@ -142,17 +146,13 @@ def _find_rates(search: SearchRecord, bench: "Workbench", preparation: Preparati
     )
     found = artifacts.recall(key)
     if found is None:
-        shared: dict[str, Any] = {"seed": request.strategy.seed, "batch_windows": windows_per_batch(request)}
         sweeps = [
             find_rate(
                 architecture,
-                lambda architecture: build_student(
-                    bench.teacher, architecture, _best_selection(bench, architecture, request)
-                ),
-                bench.targets["train"],
-                tokens,
+                lambda architecture, brief: _begun(bench, architecture, request, brief),
+                tokens.validation,
                 request.distillation,
-                **shared,
+                batch_windows=windows_per_batch(request),
             )
             for architecture in architectures
         ]
@@ -235,19 +235,6 @@ def _scores(
     return found
 
 
-def _keep_targets(
-    teacher: Teacher, teacher_digest: str, tokens: Tokens, request: SearchRequest, artifacts: ArtifactStore
-) -> Mapping[str, tuple[str, ...]] | None:
-    """The teacher's outputs on what students see, as artifacts by split; None where it is to run beside them."""
-    splits = {split: tokens.tensors[split] for split in TAUGHT}
-    needed = sum(targets.num_bytes(windows, teacher.model) for windows in splits.values())
-    if request.distillation.targets == "live" or not targets.fits(needed, artifacts):
-        return None
-    identity = {"teacher": teacher_digest, "environment": environment(str(teacher.model.device))}
-    shared: dict[str, Any] = {"batch_windows": windows_per_batch(request), "identity": identity}
-    return {split: targets.keep(teacher.model, windows, artifacts, **shared) for split, windows in splits.items()}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workbench:
     """What all candidates of a search share on one worker. Read-only."""
@@ -275,29 +262,29 @@ class Workbench:
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         if identity.digest != preparation.teacher_digest:
             raise _changed(preparation.teacher_digest, identity.digest)
-        return cls.of(teacher, preparation, artifacts, device=device)
+        return cls.of(teacher, preparation, artifacts, states=search.request.distillation.hidden_losses, device=device)
 
     @classmethod
-    def of(cls, teacher: Teacher, preparation: Preparation, artifacts: ArtifactStore, *, device: str) -> "Workbench":
-        """Map the artifacts of a preparation."""
+    def of(
+        cls,
+        teacher: Teacher,
+        preparation: Preparation,
+        artifacts: ArtifactStore,
+        *,
+        states: Sequence[HiddenState],
+        device: str,
+    ) -> "Workbench":
+        """Map the artifacts of a preparation; `states` inside the teacher are needed for training."""
         tokens = Tokens.load(artifacts.local_path(preparation.tokens_artifact))
         return cls(
             teacher=teacher,
             tokens=tokens,
-            targets={split: _targets(split, preparation, teacher, tokens, artifacts) for split in TAUGHT},
+            targets=targets_of(preparation, teacher, tokens, artifacts, states=states),
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
             tasks=load_stored_tasks(preparation.tasks_artifact, artifacts),
             artifacts=artifacts,
             device=device,
         )
-
-
-def _targets(
-    split: str, preparation: Preparation, teacher: Teacher, tokens: Tokens, artifacts: ArtifactStore
-) -> Targets:
-    if preparation.target_artifacts is None:
-        return LiveTargets(teacher.model, tokens.tensors[split])
-    return KeptTargets.load(preparation.target_artifacts[split], head_of(teacher.model), artifacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +325,7 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
         selection = _selection(bench, task)
         student = _student(bench, task, selection)
         _check_count(student, task)
-        training = Training(student, bench.targets["train"], bench.tokens.train, distillation, seed=task.seed)
+        training = _training(bench, student, selection, distillation, seed=task.seed)
         _go_on(training, task, bench, clock)
     if training.position.step == 0:
         with clock("measure"):
@@ -389,6 +376,28 @@ def _student(bench: Workbench, task: EvaluationTask, selection: Selection) -> Pr
     stored = load_file(bench.artifacts.local_path(continues.checkpoint_artifact))
     own = {name: tensor.to(bench.device, COMPUTE_DTYPE, copy=True) for name, tensor in stored.items()}
     return build_model(_config(bench.teacher, task.architecture, selection), own)
+
+
+def _begun(
+    bench: Workbench, architecture: Architecture, request: SearchRequest, distillation: DistillationRequest
+) -> Training:
+    """The training of what is pruned by importance alone, in the order of windows that candidates see."""
+    selection = _best_selection(bench, architecture, request)
+    student = build_student(bench.teacher, architecture, selection)
+    return _training(bench, student, selection, distillation, seed=request.strategy.seed)
+
+
+def _training(
+    bench: Workbench, student: PreTrainedModel, selection: Selection, distillation: DistillationRequest, *, seed: int
+) -> Training:
+    hidden = HiddenLosses.of(
+        student,
+        distillation,
+        family=bench.teacher.family,
+        kept_channels=selection.hidden_channels,
+        hidden_size=bench.teacher.architecture.hidden_size,
+    )
+    return Training(student, bench.targets["train"], bench.tokens.train, distillation, seed=seed, hidden=hidden)
 
 
 def _go_on(training: Training, task: EvaluationTask, bench: Workbench, clock: Stopwatch) -> None:

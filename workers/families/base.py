@@ -21,6 +21,8 @@ class TorchFamily:
     embeddings: tuple[str, ...]
     #: The decoder layer, whose first argument and output are the residual stream.
     layer: str
+    #: The norm through which a layer's attention reads the stream; None where it reads the stream itself.
+    input_norm: str | None
     #: The modules that compute the heads' queries, keys and values.
     head_projections: tuple[str, ...]
     #: The module whose input is the concatenated output of the attention heads.

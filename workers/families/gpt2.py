@@ -18,6 +18,7 @@ GPT2 = TorchFamily(
     | norms(*_LAYER_NORMS, "transformer.ln_f", bias=True),
     embeddings=("transformer.wte", "transformer.wpe"),
     layer=_LAYER,
+    input_norm=f"{_LAYER}.ln_1",
     head_projections=(f"{_LAYER}.attn.c_attn",),
     attention_output=f"{_LAYER}.attn.c_proj",
     mlp_output=f"{_LAYER}.mlp.c_proj",

@@ -20,6 +20,7 @@ GPT_NEOX = TorchFamily(
     | norms(*_LAYER_NORMS, "gpt_neox.final_layer_norm", bias=True),
     embeddings=("gpt_neox.embed_in",),
     layer=_LAYER,
+    input_norm=f"{_LAYER}.input_layernorm",
     head_projections=(_HEADS,),
     attention_output=_ATTENTION_OUTPUT,
     mlp_output=_MLP_OUTPUT,

@@ -10,6 +10,7 @@ LLAMA = TorchFamily(
     dimensions=token_tables() | attention(bias=True) | gated_mlp(bias=True) | norms(*LAYER_NORMS, "model.norm"),
     embeddings=("model.embed_tokens",),
     layer=LAYER,
+    input_norm=f"{LAYER}.input_layernorm",
     head_projections=(f"{ATTENTION}.q_proj", f"{ATTENTION}.k_proj", f"{ATTENTION}.v_proj"),
     attention_output=f"{ATTENTION}.o_proj",
     mlp_output=f"{MLP}.down_proj",

@@ -26,5 +26,6 @@ OLMO2 = replace(
     | norm(f"{ATTENTION}.k_norm", KEY_VALUE)
     | gated_mlp()
     | norms(*_LAYER_NORMS, "model.norm"),
+    input_norm=None,
     layer_norms=_LAYER_NORMS,
 )

@@ -294,6 +294,7 @@ class SqlStore(Store):
                 tasks=[preparation.tasks_artifact] if preparation.tasks_artifact else [],
                 sweep=[preparation.learning_rates_artifact] if preparation.learning_rates_artifact else [],
                 targets=[digest for kept in (preparation.target_artifacts or {}).values() for digest in kept],
+                states=[digest for kept in preparation.state_artifacts.values() for digest in kept],
             )
             search.append(
                 "search.prepared",

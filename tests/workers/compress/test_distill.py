@@ -19,6 +19,7 @@ from tests.support.llamas import CONFIG, random_llama, some_tokens
 from workers.compress.distill import Position, Rung, Training, learning_rate, rung_steps
 from workers.compress.evaluate import held_out
 from workers.compress.losses import TEACHER_LOSSES, Objective, TaidSchedule, forward_kl
+from workers.compress.states import Outputs
 from workers.compress.targets import LiveTargets, Targets
 
 REQUEST = DistillationRequest(tokens=16 * 40, batch_tokens=16 * 2, learning_rate=3e-3, warmup_steps=2)
@@ -179,7 +180,7 @@ def text_loss(logits_BTV: Tensor, batch_BT: Tensor) -> Tensor:
 
 def test_without_the_teachers_loss_the_teacher_is_not_asked(teacher: PreTrainedModel) -> None:
     class Absent(Targets):
-        def hidden(self, numbers: Tensor) -> Tensor:
+        def outputs(self, numbers: Tensor) -> Outputs:
             raise AssertionError("nobody needs it")
 
     text_only = replace(REQUEST, loss="cross_entropy")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import SelectionRequest
+from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, ForbiddenSource, InsufficientText, InvalidRequest, UnusableTeacher
 from search.evaluation import EvaluationRequest, LatencyRequest
 from search.learning_rate import RateSweep, best_rate, middle_of
@@ -35,6 +35,7 @@ from workers.compress.learning_rate import find_rate
 from workers.compress.model import build_model, count_parameters
 from workers.compress.pipeline import Measured, Workbench, build_student, evaluate, prepare
 from workers.compress.slicing import select
+from workers.compress.states import Outputs
 from workers.compress.targets import Targets
 from workers.compress.tasks import judge
 from workers.compress.teacher import check_finite
@@ -183,10 +184,48 @@ def test_the_teacher_runs_once_for_all_candidates_unless_asked_or_forced_otherwi
     for how, other in searches.items():
         assert other.preparation is not None
         assert other.preparation.target_artifacts is None, how
+        assert other.preparation.targets_dtype is None, how
         measured, _ = run(bench_of(home, other), task_for(other))
         for one, two in zip(whole, measured, strict=True):
             assert [m.metric for m in one] == [m.metric for m in two]
             assert [m.value for m in one] == pytest.approx([m.value for m in two], abs=2e-3)
+
+
+BOTH: tuple[HiddenState, ...] = ("block_output", "embedding_output")
+HIDDEN = replace(REQUEST, distillation=replace(REQUEST.distillation, hidden_losses=BOTH))
+
+
+def test_hidden_losses_are_learnt_from_states_that_are_kept_or_live_and_leave_a_plain_student(
+    home: Home, search: SearchRecord, outcome: tuple[list[tuple[Measurement, ...]], RunResult]
+) -> None:
+    kept = prepared(home, home.search(HIDDEN))
+    live_request = replace(HIDDEN, distillation=replace(HIDDEN.distillation, targets="live"))
+    live = prepared(home, home.search(live_request))
+    assert kept.preparation is not None
+    assert search.preparation is not None
+    assert kept.preparation.state_artifacts.keys() == {"block_output", "embedding_output"}
+    assert kept.preparation.target_artifacts == search.preparation.target_artifacts
+    runs = [run(bench_of(home, each), task_for(each)) for each in (kept, live)]
+    plain = outcome[0]
+    for one, two, without in zip(runs[0][0], runs[1][0], plain, strict=True):
+        assert [m.metric for m in one] == [m.metric for m in two] == [m.metric for m in without]
+        assert [m.value for m in one] == pytest.approx([m.value for m in two], abs=2e-3)
+    assert runs[0][0][-1] != plain[-1]
+    stored = [load_file(home.artifacts.local_path(result.checkpoint_artifact)) for _, result in (runs[0], outcome)]
+    assert stored[0].keys() == stored[1].keys()
+    assert runs[0][1].measured_parameters == outcome[1].measured_parameters
+
+
+def test_a_run_with_hidden_losses_goes_on_from_a_rung_as_if_undisturbed(home: Home) -> None:
+    asked = prepared(home, home.search(HIDDEN))
+    bench, task = bench_of(home, asked), task_for(asked)
+    first, second, third, _ = evaluate(bench, task)
+    assert isinstance(second, Measured)
+    assert isinstance(third, Measured)
+    rest = list(evaluate(bench, replace(task, partial=second.partial)))
+    assert isinstance(first, Measured)
+    assert isinstance(rest[0], Measured)
+    assert rest[0].measurements == third.measurements
 
 
 def test_two_searches_on_the_same_teacher_score_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +434,7 @@ def test_a_candidate_that_does_not_fit_into_memory_fails_with_that_reason(home: 
     bench = bench_of(home, search)
 
     class OutOfMemory(Targets):
-        def hidden(self, numbers: Tensor) -> Tensor:
+        def outputs(self, numbers: Tensor) -> Outputs:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
     bench = replace(bench, targets={**bench.targets, "train": OutOfMemory(bench.targets["train"].head)})
@@ -464,23 +503,22 @@ def test_a_rate_at_which_the_student_diverges_is_a_trial_without_a_loss(home: Ho
     class Broken(Targets):
         """Whose divergence from any student is not finite."""
 
-        def hidden(self, numbers: Tensor) -> Tensor:
-            return torch.full((len(numbers), 32, bench.teacher.architecture.hidden_size), float("nan"))
+        def outputs(self, numbers: Tensor) -> Outputs:
+            return Outputs(final=torch.full((len(numbers), 32, bench.teacher.architecture.hidden_size), float("nan")))
 
-    def build(architecture: Architecture) -> PreTrainedModel:
+    def begin(architecture: Architecture, brief: DistillationRequest) -> Training:
         selection = select(bench.importance, architecture, teacher=bench.teacher.architecture)
-        return build_student(bench.teacher, architecture, selection)
+        student = build_student(bench.teacher, architecture, selection)
+        return Training(student, Broken(bench.targets["train"].head), bench.tokens.train, brief, seed=0)
 
     with pytest.raises(InvalidRequest, match="does not diverge"):
-        find_rate(
-            sweep.architecture,
-            build,
-            Broken(bench.targets["train"].head),
-            bench.tokens,
-            tuned.request.distillation,
-            seed=0,
-            batch_windows=8,
-        )
+        find_rate(sweep.architecture, begin, bench.tokens.validation, tuned.request.distillation, batch_windows=8)
+
+
+def test_a_rate_is_found_for_the_losses_that_candidates_are_trained_by(home: Home, tuned: SearchRecord) -> None:
+    asked = replace(tuned.request, distillation=replace(tuned.request.distillation, hidden_losses=BOTH))
+    rates = found(prepared(home, home.search(asked)))
+    assert [sweep.trials for sweep in rates] != [sweep.trials for sweep in found(tuned)]
 
 
 def found(search: SearchRecord) -> Sequence[RateSweep]:

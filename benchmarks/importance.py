@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="importance", help="the report's")
     parser.add_argument("--machine-kind", default="cpu", help="for the report's name, e.g. cpu or h100")
     chosen = parser.parse_args(arguments)
-    roots = _roots(chosen.teacher)
+    roots = data_roots(chosen.teacher)
     if roots is None:
         print("ESPALIER_DATA_DIR names no folder of real models and corpora", file=sys.stderr)
         return 2
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _roots(subject: str) -> tuple[Path, Path] | None:
+def data_roots(subject: str) -> tuple[Path, Path] | None:
     """The folders of models and of text; None where there are none. The demo's teacher is trained, or found."""
     if subject == "demo":
         made = Path(make_teacher(Path(".espalier/benchmarks"), TeacherSettings()).folder)

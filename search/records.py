@@ -103,7 +103,7 @@ class Measurement:
     * ``{split}_kl``: KL(teacher || student), nats a token.
     * ``{split}_agreement``: share of tokens on which teacher and student find the same next token most likely.
     * ``train_loss``: the mean training loss since the previous rung: the request's `distillation.loss`, by default the
-      KL(teacher || student) in nats a token.
+      KL(teacher || student) in nats a token; without what `hidden_losses` add.
     * ``task/{name}_accuracy`` and ``task/{name}_stderr``, its standard error: the share of a task's items that are
       right. Where last words are predicted also ``task/{name}_loss``, nats a word.
     * ``latency/{name}``: see `workers.compress.latency.measure_latency`.

@@ -9,7 +9,9 @@ weights and both moments of AdamW, in float32. On top of it:
   computes beside them;
 * *its end*: all gradients, and for a moment the embedding's twice where it is added to another.
 
-Where gradients are accumulated over micro batches, all of them are there from the second micro batch on.
+Where gradients are accumulated over micro batches, all of them are there from the second micro batch on. Losses on
+hidden states add their lift, and for each place the lifted state, its difference and its gradient: reckoned, not
+measured.
 
 What a layer saves is counted from the stock class, tensor by tensor: every matrix product keeps its input; a norm its
 input, the normalised values and a factor a token; attention its rotated queries, keys, values, its output and one
@@ -162,6 +164,7 @@ def estimate_memory(
     stream = _FLOAT32 * tokens * a.hidden_size
     checkpointing = distillation.activation_checkpointing  # keeps a layer's input, and computes one layer again
     body = a.num_hidden_layers * (stream if checkpointing else layer) + 3 * stream  # the final norm's
+    body += len(distillation.hidden_losses) * (stream + 3 * _FLOAT32 * tokens * teacher.hidden_size)
     beside = _backward_bytes(a, tokens, in_bfloat16=in_bfloat16) + (layer if checkpointing else 0)
     copies = _BFLOAT16 * head_weight if in_bfloat16 else 0
     head = _head_work_bytes(a, tokens, distillation, device) + stream + copies
@@ -171,9 +174,11 @@ def estimate_memory(
     twice = head_weight if accumulated or a.tie_word_embeddings else 0  # the embedding's, added to what is there
     backward_end = (_FLOAT32 * (count + twice), 0, 0)
     gradients, activations, work = max(forward_end, backward_start, backward_end, key=sum)
-    outputs = tokens * teacher.hidden_size * teacher_bytes_per_value
+    states = 1 + len(distillation.hidden_losses)
+    outputs = tokens * teacher.hidden_size * teacher_bytes_per_value * states
     of_teacher = parameters(teacher) * teacher_bytes_per_value + outputs
-    weights, moments = _FLOAT32 * count, 2 * _FLOAT32 * count
+    trained = count + (a.hidden_size * teacher.hidden_size if distillation.hidden_losses else 0)
+    weights, moments = _FLOAT32 * trained, 2 * _FLOAT32 * trained
     return MemoryEstimate(
         weights=weights,
         optimizer=moments,

@@ -102,6 +102,9 @@ class Measurement:
     * ``{split}_loss``: cross-entropy on the text, nats a token. Candidates are ranked by ``validation_loss``.
     * ``{split}_kl``: KL(teacher || student), nats a token.
     * ``{split}_agreement``: share of tokens on which teacher and student find the same next token most likely.
+    * ``{split}_loss_stderr``, ``{split}_kl_stderr``, ``{split}_agreement_stderr``: their standard errors, from the
+      spread of the windows' means; not where a split has a single window. How well the text's loss is known, not by how
+      much two candidates differ: they are judged on the same windows.
     * ``train_loss``: the mean training loss since the previous rung: the request's `distillation.loss`, by default the
       KL(teacher || student) in nats a token; without what `hidden_losses` add.
     * ``task/{name}_accuracy`` and ``task/{name}_stderr``, its standard error: the share of a task's items that are

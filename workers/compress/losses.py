@@ -62,6 +62,12 @@ def forward_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float = 1
     return _kl(_log_probabilities(teacher_NV, temperature), _log_probabilities(student_NV, temperature))
 
 
+def forward_kl_by_token(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """`forward_kl` at temperature 1 of every token: (N,)."""
+    teacher, student = _log_probabilities(teacher_NV, 1.0), _log_probabilities(student_NV, 1.0)
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
 def reverse_kl(student_NV: Tensor, teacher_NV: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL(student || teacher), otherwise as `forward_kl`: it seeks modes where that covers them."""
     return _kl(_log_probabilities(student_NV, temperature), _log_probabilities(teacher_NV, temperature))

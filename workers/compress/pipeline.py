@@ -45,7 +45,7 @@ from workers.compress.corpus import pinned
 from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.distill import Rung, Training, rung_steps
-from workers.compress.evaluate import held_out, held_out_loss
+from workers.compress.evaluate import held_out, held_out_cross_entropy
 from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
@@ -94,10 +94,8 @@ def prepare(
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
     with clock("judge_teacher"):
-        teacher_metrics = {
-            f"{split}_loss": held_out_loss(teacher.model, windows, batch_windows=batch_windows)
-            for split, windows in (("validation", tokens.validation), ("test", tokens.test))
-        } | judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
+        teacher_metrics = _teacher_losses(teacher, tokens, batch_windows=batch_windows)
+        teacher_metrics |= judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     with clock("run_teacher"):
         kept = keep_targets(
@@ -128,6 +126,16 @@ def prepare(
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
     return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
+
+
+def _teacher_losses(teacher: Teacher, tokens: Tokens, *, batch_windows: int) -> dict[str, float]:
+    """Of the splits that students are judged on, with their standard errors."""
+    metrics: dict[str, float] = {}
+    for split, windows in (("validation", tokens.validation), ("test", tokens.test)):
+        loss = held_out_cross_entropy(teacher.model, windows, batch_windows=batch_windows)
+        metrics[f"{split}_loss"] = loss.value
+        metrics |= {} if loss.stderr is None else {f"{split}_loss_stderr": loss.stderr}
+    return metrics
 
 
 def _find_rates(search: SearchRecord, bench: "Workbench", preparation: Preparation) -> str:
@@ -314,6 +322,7 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunR
 def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunResult]:
     request, clock = task.search.request, Stopwatch()
     with clock("slice"):
+        selection = _selection(bench, task)
         distillation = fit(
             task.architecture,
             bench.teacher.architecture,
@@ -322,7 +331,6 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
             available=available_bytes(bench.device),
             device=bench.device,
         )
-        selection = _selection(bench, task)
         student = _student(bench, task, selection)
         _check_count(student, task)
         training = _training(bench, student, selection, distillation, seed=task.seed)
@@ -499,13 +507,10 @@ def _measure(
     windows: Tensor = getattr(bench.tokens, split)
     batch_windows = windows_per_batch(task.search.request)
     result = held_out(student, bench.targets[split], windows, batch_windows=batch_windows)
-    if not (math.isfinite(result.loss) and math.isfinite(result.kl)):
-        raise CandidateFailed(f"the {split} loss after {tokens} tokens is {result.loss}, its KL {result.kl}")
-    return (
-        Measurement(tokens=tokens, metric=f"{split}_loss", value=result.loss),
-        Measurement(tokens=tokens, metric=f"{split}_kl", value=result.kl),
-        Measurement(tokens=tokens, metric=f"{split}_agreement", value=result.agreement),
-    )
+    loss, kl = result.loss.value, result.kl.value
+    if not (math.isfinite(loss) and math.isfinite(kl)):
+        raise CandidateFailed(f"the {split} loss after {tokens} tokens is {loss}, its KL {kl}")
+    return _measurements(result.metrics(split), tokens=tokens)
 
 
 def _on_tasks(

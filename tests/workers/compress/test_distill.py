@@ -63,10 +63,10 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def test_the_student_comes_nearer_to_the_teacher(teacher: PreTrainedModel) -> None:
     student = new_student()
-    before = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl
+    before = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl.value
     rungs = run(student, teacher, rungs=(10, 20))
     assert rungs[1].train_loss < rungs[0].train_loss < before
-    assert held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl < 0.8 * before
+    assert held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=8).kl.value < 0.8 * before
 
 
 def test_a_run_pauses_at_its_rungs_and_ends_with_the_last(teacher: PreTrainedModel) -> None:

@@ -1,11 +1,12 @@
 import math
+import statistics
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.support.llamas import logits_of, random_llama, some_tokens
-from workers.compress.evaluate import held_out, held_out_loss
+from workers.compress.evaluate import held_out, held_out_cross_entropy, held_out_loss
 from workers.compress.targets import LiveTargets
 
 WINDOWS = some_tokens(batch=5, length=9).int()
@@ -35,15 +36,33 @@ def test_the_divergence_is_the_mean_over_the_same_positions(batch_windows: int) 
     log_q, log_p = (torch.log_softmax(logits_of(model, WINDOWS)[:, :-1], -1) for model in (student, teacher))
     expected = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
     both = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=batch_windows)
-    assert both.kl == pytest.approx(expected, rel=1e-10)
-    assert both.loss == pytest.approx(held_out_loss(student, WINDOWS, batch_windows=5), rel=1e-12)
+    assert both.kl.value == pytest.approx(expected, rel=1e-10)
+    assert both.loss.value == pytest.approx(held_out_loss(student, WINDOWS, batch_windows=5), rel=1e-12)
     best = [logits_of(model, WINDOWS)[:, :-1].argmax(-1) for model in (student, teacher)]
-    assert both.agreement == float((best[0] == best[1]).double().mean())
+    assert both.agreement.value == float((best[0] == best[1]).double().mean())
 
 
 def test_the_teacher_does_not_diverge_from_itself() -> None:
     teacher = random_llama().model
-    assert held_out(teacher, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=2).kl == 0
+    assert held_out(teacher, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=2).kl.value == 0
+
+
+def test_the_standard_error_is_that_of_the_windows_means() -> None:
+    student, teacher = random_llama(seed=1).model, random_llama(seed=0).model
+    found = held_out(student, LiveTargets(teacher, WINDOWS), WINDOWS, batch_windows=2)
+    terms = naive_terms(logits_of(student, WINDOWS), WINDOWS)
+    means = [statistics.mean(terms[8 * window : 8 * window + 8]) for window in range(5)]
+    assert found.loss.stderr == pytest.approx(statistics.stdev(means) / math.sqrt(5), rel=1e-9)
+    alone = held_out_cross_entropy(student, WINDOWS, batch_windows=3)
+    assert alone.stderr == pytest.approx(found.loss.stderr, rel=1e-9)
+    names = {f"test_{name}{suffix}" for name in ("loss", "kl", "agreement") for suffix in ("", "_stderr")}
+    assert found.metrics("test").keys() == names
+
+
+def test_a_single_window_has_no_standard_error() -> None:
+    model = random_llama().model
+    found = held_out(model, LiveTargets(model, WINDOWS[:1]), WINDOWS[:1], batch_windows=2)
+    assert found.metrics("test").keys() == {"test_loss", "test_kl", "test_agreement"}
 
 
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary() -> None:

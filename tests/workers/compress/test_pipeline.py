@@ -42,6 +42,8 @@ from workers.compress.teacher import check_finite
 
 TOTAL = REQUEST.distillation.tokens
 
+TEACHER_METRICS = {f"{split}_loss{suffix}" for split in ("validation", "test") for suffix in ("", "_stderr")}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
@@ -89,7 +91,7 @@ def test_a_preparation_tells_what_was_read_and_how_good_the_teacher_is(home: Hom
     assert preparation is not None
     assert preparation.teacher_parameters == search.teacher.parameters
     assert preparation.train_tokens == TOTAL
-    assert preparation.teacher_metrics.keys() == {"validation_loss", "test_loss"}
+    assert preparation.teacher_metrics.keys() == TEACHER_METRICS
     assert all(math.isfinite(loss) for loss in preparation.teacher_metrics.values())
     steps = {"load_teacher", "pack_text", "judge_teacher", "run_teacher", "score_importance"}
     assert preparation.seconds.keys() == steps
@@ -299,7 +301,8 @@ def test_the_request_says_how_the_teacher_is_scored(home: Home) -> None:
 
 def on(split: str) -> list[str]:
     """The metrics of a split."""
-    return [f"{split}_loss", f"{split}_kl", f"{split}_agreement"]
+    names = [f"{split}_loss", f"{split}_kl", f"{split}_agreement"]
+    return names + [f"{name}_stderr" for name in names]
 
 
 def test_a_candidate_is_measured_before_distillation_and_at_every_rung(
@@ -337,8 +340,8 @@ def test_a_result_holds_the_selection_the_weights_and_where_the_time_went(
     distilled = build_model(student.config.to_dict(), weights)
     again = held_out(distilled, bench.targets["validation"], bench.tokens.validation, batch_windows=8)
     measured = {m.metric: m.value for m in rungs[-1]}
-    assert again.loss == pytest.approx(measured["validation_loss"], rel=1e-6)
-    assert again.kl == pytest.approx(measured["validation_kl"], rel=1e-6)
+    assert again.loss.value == pytest.approx(measured["validation_loss"], rel=1e-6)
+    assert again.kl.value == pytest.approx(measured["validation_kl"], rel=1e-6)
 
 
 def test_a_candidate_is_reproduced_bit_for_bit_and_another_seed_is_another_run(
@@ -400,10 +403,14 @@ def test_the_teacher_as_a_candidate_starts_as_the_teacher(bench: Workbench, sear
     assert not isinstance(before, RunResult)
     values = {m.metric: m.value for m in before.measurements}
     assert search.preparation is not None
+    of_teacher = search.preparation.teacher_metrics
     assert values == {
-        "validation_loss": search.preparation.teacher_metrics["validation_loss"],
+        "validation_loss": of_teacher["validation_loss"],
+        "validation_loss_stderr": of_teacher["validation_loss_stderr"],
         "validation_kl": 0.0,
+        "validation_kl_stderr": 0.0,
         "validation_agreement": 1.0,
+        "validation_agreement_stderr": 0.0,
     }
 
 
@@ -601,7 +608,7 @@ LATENCY_METRICS = {
 def test_a_teacher_is_judged_on_tasks_and_timed(judged: SearchRecord) -> None:
     assert judged.preparation is not None
     metrics = judged.preparation.teacher_metrics
-    assert metrics.keys() == {"validation_loss", "test_loss"} | TASK_METRICS | LATENCY_METRICS
+    assert metrics.keys() == TEACHER_METRICS | TASK_METRICS | LATENCY_METRICS
 
 
 def test_a_candidate_is_judged_on_tasks_before_and_after_and_timed_at_the_end(home: Home, judged: SearchRecord) -> None:

@@ -108,7 +108,7 @@ def plan_finish(
     if proposed != candidate.architecture:
         raise InvalidRequest(
             expected="the teacher that the candidate was cut from",
-            got=planned.new_search.teacher.model,
+            got=(planned.new_search.origin or planned.new_search.teacher).model,
             hint="Its config.json gives another architecture now than when it was searched.",
         )
     return replace(

@@ -20,8 +20,8 @@ from search.families import family_of
 from search.learning_rate import FRACTION, USUAL_TRIALS
 from search.memory import MemoryEstimate, estimate_memory
 from search.records import NewSearch, SearchRecord, TeacherRecord
-from search.request import BudgetRequest, ImportanceRequest, SearchRequest
-from search.sources import TeacherSource, resolve_teacher
+from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
+from search.sources import resolve_teacher
 from search.space import FeasibleSet, SearchSpace
 from search.tasks import read_task
 from search.texts import BlendedText, HubDataset, Texts, resolve_texts
@@ -62,19 +62,22 @@ def plan(
     Raises:
         InvalidInput: one of its kinds, with the place in the request.
     """
-    with _seen_from("teacher", "model"):
-        source = resolve_teacher(request.teacher.model, model_roots)
-    teacher = _teacher(request, source)
-    _check_lengths(request, teacher)
+    teacher = _teacher(request.teacher, "teacher", model_roots)
+    origin = None if request.start_from is None else _teacher(request.start_from, "start_from", model_roots)
+    for each in (teacher, origin):
+        if each is not None:
+            _check_lengths(request, each)
+    source = origin or teacher
+    _check_vocabulary(source, teacher)
     texts = _texts(request, data_roots, allow_hub=allow_hub)
     reference = _reference(request, model_roots)
     task_bytes = _task_bytes(request.importance, data_roots)
     evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
-    space = SearchSpace.from_request(teacher.architecture, request.space)
-    budgets = _budgets(request, teacher.architecture)
+    space = SearchSpace.from_request(source.architecture, request.space)
+    budgets = _budgets(request, source.architecture)
     feasible = _within(space, budgets)
     planned = sum(_num_candidates(request, each) for each in feasible)
-    new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned)
+    new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned, origin=origin)
     return Plan(
         new_search=new_search,
         texts=texts,
@@ -88,7 +91,7 @@ def plan(
 
 def feasible_sets(search: SearchRecord) -> tuple[FeasibleSet, ...]:
     """What each budget of a stored search may propose: the same as when it was submitted."""
-    return _within(SearchSpace.from_request(search.teacher.architecture, search.request.space), search.budgets)
+    return _within(SearchSpace.from_request(search.source.architecture, search.request.space), search.budgets)
 
 
 @contextmanager
@@ -100,17 +103,30 @@ def _seen_from(*prefix: str | int) -> Iterator[None]:
         raise error.at(*prefix) from None
 
 
-def _teacher(request: SearchRequest, source: TeacherSource) -> TeacherRecord:
-    with _seen_from("teacher", "config"):
-        architecture = family_of(source.config).parse(source.config, ignore=request.teacher.ignore_attributes)
-    with _seen_from("teacher", "model"):
+def _teacher(wanted: TeacherRequest, where: str, model_roots: Sequence[Path]) -> TeacherRecord:
+    """A model that the request names at `where`."""
+    with _seen_from(where, "model"):
+        source = resolve_teacher(wanted.model, model_roots)
+    with _seen_from(where, "config"):
+        architecture = family_of(source.config).parse(source.config, ignore=wanted.ignore_attributes)
+    with _seen_from(where, "model"):
         check_parameters(source.tensors, architecture)
     return TeacherRecord(
-        model=request.teacher.model,
+        model=wanted.model,
         architecture=architecture,
         parameters=parameters(architecture),
         config=source.config,
     )
+
+
+def _check_vocabulary(source: TeacherRecord, teacher: TeacherRecord) -> None:
+    if source.architecture.vocab_size != teacher.architecture.vocab_size:
+        raise InvalidRequest(
+            expected=f"a model with the teacher's vocabulary of {teacher.architecture.vocab_size:,} tokens",
+            got=source.architecture.vocab_size,
+            where=("start_from", "model"),
+            hint="Students are compared with the teacher token by token.",
+        )
 
 
 def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
@@ -182,15 +198,15 @@ def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path])
     return num_bytes
 
 
-def _budgets(request: SearchRequest, teacher: Architecture) -> tuple[Budget, ...]:
-    return tuple(_budget(index, budget, teacher) for index, budget in enumerate(request.budgets))
+def _budgets(request: SearchRequest, source: Architecture) -> tuple[Budget, ...]:
+    return tuple(_budget(index, budget, source) for index, budget in enumerate(request.budgets))
 
 
-def _budget(index: int, request: BudgetRequest, teacher: Architecture) -> Budget:
-    ceiling = count(teacher, request.basis)
+def _budget(index: int, request: BudgetRequest, source: Architecture) -> Budget:
+    ceiling = count(source, request.basis)
     if request.params is not None and request.params > ceiling:
         raise InvalidRequest(
-            expected=f"at most the teacher's {ceiling:,} parameters ({request.basis})",
+            expected=f"at most the {ceiling:,} parameters ({request.basis}) of what candidates are cut from",
             got=request.params,
             where=("budgets", index, "params"),
             hint="Pruning only removes.",
@@ -413,7 +429,8 @@ def _selection_flops(planned: Plan, teacher_flops: int) -> float:
 def _scored_tokens(planned: Plan, calibration_tokens: int) -> float:
     """Tokens that go through the teacher for the scores, each pass counted."""
     importance = planned.new_search.request.importance
-    removals = _removal_passes(importance, planned.new_search.teacher.architecture.num_hidden_layers)
+    scored = planned.new_search.origin or planned.new_search.teacher
+    removals = _removal_passes(importance, scored.architecture.num_hidden_layers)
     widths = (3 if importance.score == "taylor" else 1) * calibration_tokens
     if importance.layer_score == "block_influence":
         return widths

@@ -134,6 +134,8 @@ class Preparation:
 
     #: Artifact: the teacher's `Fingerprint`, whose digest stands for the whole model.
     teacher_digest: str
+    #: Artifact: likewise of what candidates are cut from, where that is another model.
+    origin_digest: str | None = None
     teacher_parameters: int
     #: SHA-256 over the packed tokens of all splits.
     data_digest: str
@@ -221,8 +223,15 @@ class SearchRecord:
     #: Why it failed.
     error: str | None = None
     preparation: Preparation | None = None
+    #: What candidates are cut from where that is not the teacher: the request's ``start_from``, as at submission.
+    origin: TeacherRecord | None = None
     #: Of a search that finishes a candidate's training; None where candidates are searched for.
     continues: Continuation | None = None
+
+    @property
+    def source(self) -> TeacherRecord:
+        """What candidates are cut from."""
+        return self.origin or self.teacher
 
     def distillation(self, budget_index: int) -> DistillationRequest:
         """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""
@@ -238,6 +247,7 @@ class NewSearch:
     teacher: TeacherRecord
     budgets: tuple[Budget, ...]
     planned: int
+    origin: TeacherRecord | None = None
     continues: Continuation | None = None
 
 

@@ -297,6 +297,9 @@ class SearchRequest:
     teacher: TeacherRequest
     budgets: tuple[BudgetRequest, ...]
     data: DataRequest
+    start_from: TeacherRequest | None = None
+    """A smaller model with the teacher's tokenizer that candidates are cut from, such as what an earlier search has
+    made of the teacher (15 B to 8 B to 4 B). They learn from the teacher all the same. Null: they are cut from it."""
     name: str = ""
     """For people; need not be unique."""
     tags: tuple[str, ...] = ()
@@ -315,6 +318,13 @@ class SearchRequest:
         for tag in self.tags:
             _require(0 < len(tag) <= MAX_TAG, expected=f"tags of 1 to {MAX_TAG} characters", got=tag, where="tags")
         _require(len(self.budgets) > 0, expected="at least one budget", got=[], where="budgets")
+        _require(
+            self.start_from is None or not self.distillation.hidden_losses,
+            expected="no hidden losses beside start_from",
+            got=self.distillation.hidden_losses,
+            where="distillation.hidden_losses",
+            hint="Their lift begins with the teacher's channels that a student keeps; here it keeps another model's.",
+        )
         _require(
             self.distillation.batch_tokens % self.data.sequence_length == 0,
             expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",

@@ -14,7 +14,8 @@ from search.distillation import DistillationRequest
 from search.errors import NotReady
 from search.families import FAMILIES
 from search.ports import ArtifactStore
-from search.records import CandidateRecord, Measurement, Preparation, SearchRecord
+from search.records import CandidateRecord, Measurement, Preparation, SearchRecord, TeacherRecord
+from search.request import TeacherRequest
 from search.selection import Selection
 from search.serialization import from_json
 
@@ -25,7 +26,7 @@ _SCHEMA: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecTeacher:
-    """Which model was pruned."""
+    """Which model was learnt from, or pruned."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
@@ -73,6 +74,9 @@ class Spec:
     search_id: str
     candidate_id: str
     teacher: SpecTeacher
+    start_from: SpecTeacher | None = None
+    """What the student was cut from, where that is not the teacher: `selection` indexes it, and `espalier apply` reads
+    it."""
     budget: Budget
     """The budget it was proposed for."""
     architecture: Architecture
@@ -115,10 +119,13 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         spec_version=SPEC_VERSION,
         search_id=search.id,
         candidate_id=candidate.id,
-        teacher=_teacher(search, preparation, artifacts),
+        teacher=_model(
+            search.teacher, search.request.teacher, preparation.teacher_digest, artifacts, preparation.teacher_metrics
+        ),
+        start_from=_origin(search, preparation, artifacts),
         budget=search.budgets[candidate.budget_index],
         architecture=architecture,
-        config=family.config(architecture, search.teacher.config, layers=selection.layers),
+        config=family.config(architecture, search.source.config, layers=selection.layers),
         selection=selection,
         parameters=candidate.parameters,
         non_embedding_parameters=candidate.non_embedding_parameters,
@@ -139,14 +146,26 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
     )
 
 
-def _teacher(search: SearchRecord, preparation: Preparation, artifacts: ArtifactStore) -> SpecTeacher:
-    with artifacts.open(preparation.teacher_digest) as file:
+def _origin(search: SearchRecord, preparation: Preparation, artifacts: ArtifactStore) -> SpecTeacher | None:
+    if search.origin is None or search.request.start_from is None or preparation.origin_digest is None:
+        return None
+    return _model(search.origin, search.request.start_from, preparation.origin_digest, artifacts, {})
+
+
+def _model(
+    record: TeacherRecord,
+    request: TeacherRequest,
+    digest: str,
+    artifacts: ArtifactStore,
+    metrics: Mapping[str, float],
+) -> SpecTeacher:
+    with artifacts.open(digest) as file:
         fingerprint = from_json(Fingerprint, json.load(file))
     return SpecTeacher(
-        model=search.teacher.model,
-        digest=preparation.teacher_digest,
+        model=record.model,
+        digest=digest,
         fingerprint=fingerprint,
-        parameters=preparation.teacher_parameters,
-        metrics=preparation.teacher_metrics,
-        ignored_attributes=search.request.teacher.ignore_attributes,
+        parameters=record.parameters,
+        metrics=metrics,
+        ignored_attributes=request.ignore_attributes,
     )

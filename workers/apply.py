@@ -25,7 +25,7 @@ from search.families import family_of
 from search.selection import Indices, Selection
 from search.serialization import from_json
 from search.sources import resolve_teacher
-from search.spec import SPEC_VERSION, Spec
+from search.spec import SPEC_VERSION, Spec, SpecTeacher
 from workers.compress.checkpoint import DTYPES, VerifiedTensors, config_digest, parameters_of
 from workers.compress.model import COMPUTE_DTYPE
 from workers.compress.slicing import slice_each
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 with a message on stderr where the input cannot work."""
     parser = argparse.ArgumentParser(prog="espalier apply", description="Rebuild a spec's pruned checkpoint.")
     parser.add_argument("spec", type=Path, help="the spec's JSON file")
-    parser.add_argument("--teacher", type=Path, required=True, help="the teacher's Hugging Face directory")
+    parser.add_argument(
+        "--teacher", type=Path, required=True, help="the teacher's directory, or that of what the spec starts from"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the directory to make; must not exist")
     options = parser.parse_args(arguments)
     _give_back_what_is_freed()
@@ -55,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (EspalierError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {spec.parameters:,} parameters, pruned from {spec.teacher.model}, not yet distilled")
+    source = spec.start_from or spec.teacher
+    print(f"{options.out}: {spec.parameters:,} parameters, pruned from {source.model}, not yet distilled")
     return 0
 
 
@@ -86,18 +89,19 @@ def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SH
     Memory: a shard of the student, and at most two of the teacher's tensors; three where heads take in residuals.
 
     Raises:
-        UnusableTeacher: it is not the teacher that the spec was made from.
+        UnusableTeacher: it is not the teacher that the spec was made from, or the model that it starts from.
         InvalidInput: the spec contradicts itself, or `out` exists.
     """
     directory = teacher.expanduser().resolve()
     source = resolve_teacher(directory.name, [directory.parent])
-    architecture = family_of(source.config).parse(source.config, ignore=spec.teacher.ignored_attributes)
+    cut = spec.start_from or spec.teacher
+    architecture = family_of(source.config).parse(source.config, ignore=cut.ignored_attributes)
     family = FAMILIES[architecture.family]
     stored = parameters_of(source, architecture, family)
-    _check_fingerprint(spec, config_digest(source), stored)
+    _check_fingerprint(cut, config_digest(source), stored)
     _check_indices(spec.selection, architecture)
     dtype = _dtype(stored.values())
-    whole = VerifiedTensors(stored, spec.teacher.fingerprint)
+    whole = VerifiedTensors(stored, cut.fingerprint)
     sliced = slice_each(whole, spec.selection, family, teacher=architecture, dtype=COMPUTE_DTYPE)
     with new_directory(out) as folder:
         write_weights(folder, _student(sliced, spec.architecture, dtype), max_shard_bytes=max_shard_bytes)
@@ -124,19 +128,19 @@ def _dtype(stored: Iterable[StoredTensor]) -> torch.dtype:
     return widest if widest.itemsize < COMPUTE_DTYPE.itemsize else COMPUTE_DTYPE
 
 
-def _check_fingerprint(spec: Spec, config: str, stored: Mapping[str, StoredTensor]) -> None:
+def _check_fingerprint(cut: SpecTeacher, config: str, stored: Mapping[str, StoredTensor]) -> None:
     """What can be said before a weight is read."""
-    fingerprint = spec.teacher.fingerprint
-    if fingerprint.digest != spec.teacher.digest:
+    fingerprint = cut.fingerprint
+    if fingerprint.digest != cut.digest:
         raise InvalidInput(
-            expected=f"the fingerprint with digest {spec.teacher.digest}",
+            expected=f"the fingerprint with digest {cut.digest}",
             got=fingerprint.digest,
             where=("teacher", "fingerprint"),
             hint="The spec was changed after it was made.",
         )
     if config != fingerprint.config or stored.keys() != fingerprint.tensors.keys():
         raise UnusableTeacher(
-            expected=f"the spec's teacher {spec.teacher.model!r}, whose config.json has SHA-256 {fingerprint.config}",
+            expected=f"the spec's teacher {cut.model!r}, whose config.json has SHA-256 {fingerprint.config}",
             got=config,
             where=("teacher",),
             hint="The config differs from the one that was searched.",

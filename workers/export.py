@@ -61,13 +61,13 @@ def build_checkpoint(
             state=candidate.state.value,
             hint="Only a candidate that is completed has one.",
         )
-    teacher = resolve_teacher(search.teacher.model, model_roots)
+    source = resolve_teacher(search.source.model, model_roots)
     with artifacts.open(candidate.result.selection_artifact) as file:
         selection = from_json(Selection, json.load(file))
     with new_directory(out) as folder:
         shutil.copyfile(artifacts.local_path(candidate.result.checkpoint_artifact), folder / WEIGHTS)
         write_companions(
-            folder, candidate.architecture, selection, teacher=teacher.path, teacher_config=search.teacher.config
+            folder, candidate.architecture, selection, teacher=source.path, teacher_config=search.source.config
         )
 
 

@@ -100,6 +100,13 @@ class Run:
         """
         if self.out.exists() or self.out.is_symlink():
             raise InvalidInput(expected="a directory that does not exist yet", got=str(self.out), where=("out",))
+        if self.spec.start_from is not None:
+            raise InvalidInput(
+                expected="a student that was cut from its teacher",
+                got=f"one that was cut from {self.spec.start_from.model}",
+                where=("spec",),
+                hint="`espalier submit-finish` finishes it on the server.",
+            )
         state = self._state()
         search = self._search()
         if state.preparation is None:

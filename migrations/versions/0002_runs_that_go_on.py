@@ -1,4 +1,4 @@
-"""Runs that were begun and can be gone on with, and searches that finish a candidate's training."""
+"""Runs that were begun and can be gone on with, searches that finish a training or begin with another model."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,4 +11,5 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("runs", sa.Column("partial", sa.JSON(), nullable=True))
+    op.add_column("searches", sa.Column("origin", sa.JSON(), nullable=True))
     op.add_column("searches", sa.Column("continues", sa.JSON(), nullable=True))

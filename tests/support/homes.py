@@ -70,6 +70,7 @@ class Home:
             request=new.request,
             teacher=new.teacher,
             budgets=new.budgets,
+            origin=new.origin,
             progress=Progress(planned=new.planned),
             created_at=datetime.now(UTC),
         )

@@ -28,13 +28,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
 from search.distillation import DistillationRequest, HiddenState
-from search.errors import CandidateFailed, NotFound, UnusableTeacher
+from search.errors import CandidateFailed, InvalidRequest, NotFound, UnusableTeacher
 from search.families import FAMILIES
 from search.learning_rate import RateSweep, middle_of
 from search.planning import feasible_sets
 from search.ports import ArtifactStore, EvaluationTask
-from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
-from search.request import SearchRequest
+from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord, TeacherRecord
+from search.request import SearchRequest, TeacherRequest
 from search.selection import Selection
 from search.serialization import canonical_json, from_json, to_json
 from search.sources import resolve_teacher
@@ -83,14 +83,18 @@ def prepare(
     request, clock = search.request, Stopwatch()
     with clock("load_teacher"):
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
-        check_finite(teacher)
+        origin = _open_origin(search, model_roots=model_roots, device=device)
+        source, source_identity = origin or (teacher, identity)
+        for model in (teacher, source):
+            check_finite(model)
     with clock("pack_text"):
         texts = pinned(resolve_texts(request.data, data_roots, allow_hub=allow_hub))
         tokenizer = load_tokenizer(teacher.path)
+        _check_tokenizer(source, tokenizer)
         reference = load_reference(request.data.selection, model_roots, tokenizer, device=device)
         tokens_artifact = _keep_tokens(texts, tokenizer, teacher, identity.digest, reference, request, artifacts)
         tokens = Tokens.load(artifacts.local_path(tokens_artifact))
-        layer_task = load_layer_task(request.importance, data_roots, tokenizer, teacher)
+        layer_task = load_layer_task(request.importance, data_roots, tokenizer, source)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
     with clock("judge_teacher"):
@@ -102,9 +106,10 @@ def prepare(
             teacher, identity.digest, tokens, request.distillation, artifacts, batch_windows=batch_windows
         )
     with clock("score_importance"):  # late, so that what was found is referred to soon
-        importance_artifact = _scores(teacher, identity.digest, tokens, layer_task, request, artifacts)
+        importance_artifact = _scores(source, source_identity.digest, tokens, layer_task, request, artifacts)
     preparation = Preparation(
         teacher_digest=artifacts.put_bytes(identity.document),
+        origin_digest=artifacts.put_bytes(source_identity.document) if origin else None,
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
         train_tokens=tokens.train.numel(),
@@ -120,9 +125,8 @@ def prepare(
         return preparation
     states = request.distillation.hidden_losses
     with clock("find_learning_rates"):
-        found = _find_rates(
-            search, Workbench.of(teacher, preparation, artifacts, states=states, device=device), preparation
-        )
+        bench = Workbench.of(teacher, source, preparation, artifacts, states=states, device=device)
+        found = _find_rates(search, bench, preparation)
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
     return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
@@ -248,7 +252,10 @@ class Workbench:
     """What all candidates of a search share on one worker. Read-only."""
 
     teacher: Teacher
+    #: What candidates are cut from: the teacher, unless the request starts from another model.
+    source: Teacher
     tokens: Tokens
+    #: Of the source's parts.
     importance: Importance
     #: By split: what the teacher makes of the windows that students are trained and judged on.
     targets: Mapping[str, Targets]
@@ -270,12 +277,17 @@ class Workbench:
         teacher, identity = _open_teacher(search, model_roots=model_roots, device=device)
         if identity.digest != preparation.teacher_digest:
             raise _changed(preparation.teacher_digest, identity.digest)
-        return cls.of(teacher, preparation, artifacts, states=search.request.distillation.hidden_losses, device=device)
+        source, identity = _open_origin(search, model_roots=model_roots, device=device) or (teacher, identity)
+        if source is not teacher and identity.digest != preparation.origin_digest:
+            raise _changed(str(preparation.origin_digest), identity.digest, where="start_from")
+        states = search.request.distillation.hidden_losses
+        return cls.of(teacher, source, preparation, artifacts, states=states, device=device)
 
     @classmethod
     def of(
         cls,
         teacher: Teacher,
+        source: Teacher,
         preparation: Preparation,
         artifacts: ArtifactStore,
         *,
@@ -286,6 +298,7 @@ class Workbench:
         tokens = Tokens.load(artifacts.local_path(preparation.tokens_artifact))
         return cls(
             teacher=teacher,
+            source=source,
             tokens=tokens,
             targets=targets_of(preparation, teacher, tokens, artifacts, states=states),
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
@@ -373,17 +386,17 @@ def _selection(bench: Workbench, task: EvaluationTask) -> Selection:
 
 def _best_selection(bench: Workbench, architecture: Architecture, request: SearchRequest) -> Selection:
     residuals = request.importance.head_residuals
-    return select(bench.importance, architecture, teacher=bench.teacher.architecture, head_residuals=residuals)
+    return select(bench.importance, architecture, teacher=bench.source.architecture, head_residuals=residuals)
 
 
 def _student(bench: Workbench, task: EvaluationTask, selection: Selection) -> PreTrainedModel:
     """Cut from the teacher, or the candidate that is finished, as its brief distillation left it."""
     continues = task.search.continues
     if continues is None or continues.checkpoint_artifact is None:
-        return build_student(bench.teacher, task.architecture, selection)
+        return build_student(bench.source, task.architecture, selection)
     stored = load_file(bench.artifacts.local_path(continues.checkpoint_artifact))
     own = {name: tensor.to(bench.device, COMPUTE_DTYPE, copy=True) for name, tensor in stored.items()}
-    return build_model(_config(bench.teacher, task.architecture, selection), own)
+    return build_model(_config(bench.source, task.architecture, selection), own)
 
 
 def _begun(
@@ -391,7 +404,7 @@ def _begun(
 ) -> Training:
     """The training of what is pruned by importance alone, in the order of windows that candidates see."""
     selection = _best_selection(bench, architecture, request)
-    student = build_student(bench.teacher, architecture, selection)
+    student = build_student(bench.source, architecture, selection)
     return _training(bench, student, selection, distillation, seed=request.strategy.seed)
 
 
@@ -401,7 +414,7 @@ def _training(
     hidden = HiddenLosses.of(
         student,
         distillation,
-        family=bench.teacher.family,
+        family=bench.source.family,
         kept_channels=selection.hidden_channels,
         hidden_size=bench.teacher.architecture.hidden_size,
     )
@@ -469,10 +482,24 @@ def windows_per_batch(request: SearchRequest) -> int:
 
 def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: str) -> tuple[Teacher, Fingerprint]:
     """The teacher that the search names, and its fingerprint."""
-    source = resolve_teacher(search.teacher.model, model_roots)
-    if source.config != search.teacher.config:
-        raise _changed("its config.json at submission", "another config.json")
-    wanted = search.request.teacher
+    return _open(search.teacher, search.request.teacher, "teacher", model_roots=model_roots, device=device)
+
+
+def _open_origin(
+    search: SearchRecord, *, model_roots: Sequence[Path], device: str
+) -> tuple[Teacher, Fingerprint] | None:
+    """What candidates are cut from, where that is not the teacher."""
+    if search.origin is None or search.request.start_from is None:
+        return None
+    return _open(search.origin, search.request.start_from, "start_from", model_roots=model_roots, device=device)
+
+
+def _open(
+    record: TeacherRecord, wanted: TeacherRequest, where: str, *, model_roots: Sequence[Path], device: str
+) -> tuple[Teacher, Fingerprint]:
+    source = resolve_teacher(record.model, model_roots)
+    if source.config != record.config:
+        raise _changed("its config.json at submission", "another config.json", where=where)
     teacher = load_teacher(source, ignore=wanted.ignore_attributes, dtype=wanted.dtype, device=device)
     return teacher, fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
 
@@ -481,11 +508,22 @@ def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _changed(expected: str, got: str) -> UnusableTeacher:
+def _check_tokenizer(source: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises InvalidRequest where it has not the teacher's tokens."""
+    if load_tokenizer(source.path).get_vocab() != tokenizer.get_vocab():
+        raise InvalidRequest(
+            expected="a model with the teacher's tokenizer",
+            got="another vocabulary of the same size",
+            where=("start_from", "model"),
+            hint="Students are compared with the teacher token by token.",
+        )
+
+
+def _changed(expected: str, got: str, *, where: str = "teacher") -> UnusableTeacher:
     return UnusableTeacher(
-        expected=f"the teacher as it was: {expected}",
+        expected=f"the model as it was: {expected}",
         got=got,
-        where=("teacher", "model"),
+        where=(where, "model"),
         hint="The model directory was changed under the search; submit a new one.",
     )
 

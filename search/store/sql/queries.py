@@ -90,6 +90,7 @@ def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[Se
             finished_at=row.finished_at,
             error=row.error,
             preparation=row.preparation,
+            origin=row.origin,
             continues=row.continues,
         )
         for row in rows

@@ -119,7 +119,7 @@ class SqlStore(Store):
 
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
         search_id = _new_id("s")
-        row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "continues")}
+        row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "origin", "continues")}
         connection.execute(insert(searches).values(row | {"id": search_id}))
         search = LockedSearch(connection, search_id, self._clock)
         if new.continues is not None:
@@ -288,7 +288,7 @@ class SqlStore(Store):
             if written.rowcount == 0:
                 return  # the first write wins
             search.refer(
-                teacher=[preparation.teacher_digest],
+                teacher=[preparation.teacher_digest, *filter(None, [preparation.origin_digest])],
                 tokens=[preparation.tokens_artifact],
                 importance=[preparation.importance_artifact],
                 tasks=[preparation.tasks_artifact] if preparation.tasks_artifact else [],

@@ -108,6 +108,8 @@ searches = Table(
     Column("teacher", Value(TeacherRecord), nullable=False),
     Column("planned", BigInteger, nullable=False),
     Column("preparation", Value(Preparation)),
+    # what candidates are cut from, where that is not the teacher
+    Column("origin", Value(TeacherRecord)),
     # of a search that finishes a candidate's training
     Column("continues", Value(Continuation)),
 )

@@ -186,7 +186,7 @@ def test_a_worker_that_cannot_load_loses_its_run(evaluator: RayEvaluator, home: 
     assert isinstance(started, RunStarted)
     assert isinstance(lost, RunFailed)
     assert lost.lost
-    assert "the teacher as it was" in lost.reason
+    assert "the model as it was" in lost.reason
 
 
 def test_workers_of_a_node_map_the_same_teacher_file(

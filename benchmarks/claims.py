@@ -220,8 +220,8 @@ def _starts(found: Sequence[Curve]) -> list[str]:
         f"## Pruned start against random start: {MIXED}",
         "",
         f"Both by KL alone. The random start's run is {length:,} tokens long, and so is its schedule: a point on its "
-        "way has not cooled down yet, nor has one on the pruned start's but for the last, so the last multiple is the "
-        "fairest where it is reached late, and too large where it is reached early. The random start begins at "
+        "way has not cooled down yet, nor has one on the pruned start's but for the last: a shorter run would end "
+        "lower. The random start begins at "
         f"{statistics.mean(o.points[0][1] for o in scratch.values()):.3f} and ends at "
         f"{_with_error([o.loss for o in scratch.values()])}.",
         "",

@@ -34,6 +34,7 @@ CALLS = {
     ("GET", "/v1/candidates/{candidate_id}/spec"),
     ("GET", "/v1/candidates/{candidate_id}/curve"),
     ("POST", "/v1/candidates/{candidate_id}/export"),
+    ("POST", "/v1/candidates/{candidate_id}/finish"),
     ("GET", "/v1/candidates/{candidate_id}/export"),
     ("GET", "/v1/candidates/{candidate_id}/checkpoint"),
     ("GET", "/v1/families"),

@@ -62,6 +62,7 @@ def timed_candidate(bench: Workbench, search: SearchRecord, index: int) -> dict[
         seed=0,
     )
     steps, optimiser = Clock(), Clock()
+    # timed in place: the pipeline makes its own training, and a profiler would cost more than what is looked for
     accumulate, step = Training._accumulate, torch.optim.AdamW.step
     Training._accumulate = steps.around(accumulate)  # type: ignore[method-assign]
     torch.optim.AdamW.step = optimiser.around(step)  # type: ignore[method-assign]

@@ -260,6 +260,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 *_sizes(example["architecture"]),
                 quantity(example["flops_per_token"]),
                 f"{example['kv_cache_bytes_per_token']:,}",
+                quantity(example["training_memory"]["total"]),
             )
             for example in budget["examples"]
         ]
@@ -268,7 +269,7 @@ def show_preview(preview: Json, out: Console) -> None:
             f"{budget['num_proposals']:,} to propose"
         )
         out.print()
-        out.print(table(title, ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token"), rows))
+        out.print(table(title, ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token", "bytes to train"), rows))
 
 
 def _hours(hours: float) -> str:

@@ -6,11 +6,11 @@ import pytest
 from search.errors import InsufficientText, InvalidRequest, NotReady
 from search.finishing import FinishRequest, finishing_request, plan_finish
 from search.planning import feasible_sets
-from search.records import CandidateRecord, NewSearch, RunState, SearchRecord
+from search.records import CandidateRecord, NewSearch, SearchRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.evaluators import make_result
-from tests.support.homes import REQUEST, Home, task_for
+from tests.support.homes import REQUEST, Home, completed, task_for
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_what_was_learnt_from_rounded_outputs_is_finished_with_the_teacher_itsel
 def test_each_candidate_of_a_search_is_the_only_one_that_its_finishing_search_can_propose(home: Home) -> None:
     search = home.search()
     for index in range(len(feasible_sets(search)[0].points)):
-        candidate = completed(search, index)
+        candidate = candidate_of(search, index)
         new = finish_of(home, search, candidate)
         (feasible,) = feasible_sets(replace(search, request=new.request, budgets=new.budgets))
         assert list(feasible.points) == [candidate.architecture]
@@ -50,7 +50,7 @@ def test_each_candidate_of_a_search_is_the_only_one_that_its_finishing_search_ca
 
 def test_it_names_what_the_candidate_begins_with(home: Home) -> None:
     search = home.search()
-    candidate = completed(search, 0)
+    candidate = candidate_of(search, 0)
     assert candidate.result is not None
     for start, weights in (("distilled", candidate.result.checkpoint_artifact), ("pruned", None)):
         continues = finish_of(home, search, candidate, start=start).continues
@@ -61,7 +61,7 @@ def test_it_names_what_the_candidate_begins_with(home: Home) -> None:
 
 def test_what_cannot_be_finished_is_refused(home: Home) -> None:
     search = home.search()
-    candidate = completed(search, 0)
+    candidate = candidate_of(search, 0)
     with pytest.raises(NotReady, match="completed"):
         finish_of(home, search, replace(candidate, result=None))
     with pytest.raises(InvalidRequest, match="a multiple of batch_tokens"):
@@ -72,23 +72,9 @@ def test_what_cannot_be_finished_is_refused(home: Home) -> None:
         FinishRequest(tokens=256, rungs=10_000)
 
 
-def completed(search: SearchRecord, index: int) -> CandidateRecord:
+def candidate_of(search: SearchRecord, index: int) -> CandidateRecord:
     task = task_for(search, index=index)
-    return CandidateRecord(
-        id=task.candidate_id,
-        search_id=search.id,
-        number=index,
-        budget_index=0,
-        architecture=task.architecture,
-        parameters=task.parameters,
-        non_embedding_parameters=0,
-        run_id=task.run_id,
-        seed=0,
-        state=RunState.COMPLETED,
-        attempts=1,
-        created_at=search.created_at,
-        result=make_result(task.parameters),
-    )
+    return completed(task, make_result(task.parameters))
 
 
 def finish_of(home: Home, search: SearchRecord, candidate: CandidateRecord, **wishes: Any) -> NewSearch:

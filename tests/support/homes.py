@@ -13,15 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from search.artifacts import FsspecArtifactStore
-from search.counting import parameters
+from search.counting import non_embedding_parameters, parameters
 from search.data import DataRequest
 from search.distillation import DistillationRequest
 from search.planning import feasible_sets, plan
 from search.ports import EvaluationTask
-from search.records import CandidateRecord, JobState, NewSearch, Progress, SearchRecord
+from search.records import (
+    CandidateRecord,
+    JobState,
+    Measurement,
+    NewSearch,
+    Progress,
+    RunResult,
+    RunState,
+    SearchRecord,
+)
 from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.store.sql import SqlStore
 from tests.support.teachers import make_teacher, make_text
+from workers.compress.pipeline import Measured, Workbench, evaluate, prepare
 from workers.evaluation import Sources
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -75,6 +85,22 @@ class Home:
             created_at=datetime.now(UTC),
         )
 
+    def prepared(self, request: SearchRequest = REQUEST) -> SearchRecord:
+        """The same, prepared."""
+        search, sources = self.search(request), self.sources
+        preparation = prepare(
+            search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
+        )
+        return replace(search, preparation=preparation)
+
+    def distilled(self, search: SearchRecord, *, index: int = 0) -> CandidateRecord:
+        """The `index`-th point of a prepared search's first budget, evaluated."""
+        task = task_for(search, index=index)
+        *rungs, result = evaluate(Workbench.load(search, model_roots=[self.models], artifacts=self.artifacts), task)
+        assert isinstance(result, RunResult)
+        measured = (m for rung in rungs if isinstance(rung, Measured) for m in rung.measurements)
+        return completed(task, result, tuple(measured))
+
     def environment(self, database_url: str, **settings: object) -> dict[str, str]:
         """A driver's environment: two CPUs, a lease of two seconds, all else by default."""
         named = {
@@ -102,6 +128,26 @@ def task_for(search: SearchRecord, *, index: int = 0) -> EvaluationTask:
         architecture=point,
         parameters=parameters(point),
         seed=0,
+    )
+
+
+def completed(task: EvaluationTask, result: RunResult, measurements: tuple[Measurement, ...] = ()) -> CandidateRecord:
+    """The candidate of a task, once its evaluation has ended so."""
+    return CandidateRecord(
+        id=task.candidate_id,
+        search_id=task.search.id,
+        number=0,
+        budget_index=0,
+        architecture=task.architecture,
+        parameters=task.parameters,
+        non_embedding_parameters=non_embedding_parameters(task.architecture),
+        run_id=task.run_id,
+        seed=task.seed,
+        state=RunState.COMPLETED,
+        attempts=1,
+        created_at=datetime.now(UTC),
+        result=result,
+        measurements=measurements,
     )
 
 

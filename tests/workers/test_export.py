@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,47 +8,19 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from search.counting import non_embedding_parameters
 from search.errors import InvalidInput, NotReady
-from search.records import CandidateRecord, RunResult, RunState, SearchRecord
+from search.records import CandidateRecord, RunState, SearchRecord
 from search.selection import Selection
 from tests.support.files import ARCHITECTURE, CONFIG
-from tests.support.homes import Home, task_for
+from tests.support.homes import Home
 from workers.compress.data import Tokens
-from workers.compress.pipeline import Workbench, evaluate, prepare
 from workers.export import build_checkpoint, new_directory, write_companions
 
 
 def finished(home: Home) -> tuple[SearchRecord, CandidateRecord]:
     """A search with one candidate, evaluated."""
-    sources = home.sources
-    search = home.search()
-    search = replace(
-        search,
-        preparation=prepare(
-            search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
-        ),
-    )
-    task = task_for(search)
-    bench = Workbench.load(search, model_roots=sources.model_roots, artifacts=sources.artifacts)
-    *rungs, result = evaluate(bench, task)
-    assert isinstance(result, RunResult)
-    return search, CandidateRecord(
-        id=task.candidate_id,
-        search_id=search.id,
-        number=0,
-        budget_index=0,
-        architecture=task.architecture,
-        parameters=task.parameters,
-        non_embedding_parameters=non_embedding_parameters(task.architecture),
-        run_id=task.run_id,
-        seed=task.seed,
-        state=RunState.COMPLETED,
-        attempts=1,
-        created_at=datetime.now(UTC),
-        result=result,
-        measurements=tuple(m for rung in rungs if not isinstance(rung, RunResult) for m in rung.measurements),
-    )
+    search = home.prepared()
+    return search, home.distilled(search)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])

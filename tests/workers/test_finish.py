@@ -14,15 +14,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from search.counting import non_embedding_parameters
 from search.errors import InvalidInput, UnusableTeacher
 from search.finishing import FinishRequest
-from search.records import CandidateRecord, RunResult, RunState, SearchRecord
+from search.records import CandidateRecord, SearchRecord
 from search.serialization import from_json, to_json
 from search.spec import Spec, build_spec
-from tests.support.homes import REPOSITORY, REQUEST, Home, task_for, wait_until
+from tests.support.homes import REPOSITORY, REQUEST, Home, wait_until
 from tests.support.teachers import make_teacher
-from workers.compress.pipeline import Measured, Workbench, evaluate, prepare
 from workers.export import WEIGHTS, build_checkpoint
 from workers.finish import Run, State, main
 
@@ -38,32 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(scope="module")
 def searched(home: Home) -> tuple[SearchRecord, CandidateRecord]:
     """A candidate that a search has distilled briefly."""
-    search = home.search()
-    sources = home.sources
-    preparation = prepare(
-        search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
-    )
-    search = replace(search, preparation=preparation)
-    task = task_for(search)
-    *rungs, result = evaluate(Workbench.load(search, model_roots=[home.models], artifacts=home.artifacts), task)
-    assert isinstance(result, RunResult)
-    candidate = CandidateRecord(
-        id=task.candidate_id,
-        search_id=search.id,
-        number=0,
-        budget_index=0,
-        architecture=task.architecture,
-        parameters=task.parameters,
-        non_embedding_parameters=non_embedding_parameters(task.architecture),
-        run_id=task.run_id,
-        seed=task.seed,
-        state=RunState.COMPLETED,
-        attempts=1,
-        created_at=search.created_at,
-        result=result,
-        measurements=tuple(m for rung in rungs if isinstance(rung, Measured) for m in rung.measurements),
-    )
-    return search, candidate
+    search = home.prepared()
+    return search, home.distilled(search)
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,17 @@ import json
 import shutil
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from search.counting import non_embedding_parameters, parameters
+from search.counting import parameters
 from search.errors import InvalidInput, InvalidRequest, UnusableTeacher
 from search.finishing import FinishRequest
 from search.planning import feasible_sets
-from search.records import CandidateRecord, RunResult, RunState, SearchRecord
+from search.records import CandidateRecord, SearchRecord
 from search.request import BudgetRequest, TeacherRequest
 from search.serialization import from_json, to_json
 from search.spec import Spec, build_spec
@@ -24,43 +23,12 @@ from tests.support.homes import REQUEST, Home, task_for
 from tests.support.teachers import make_teacher
 from workers.apply import apply
 from workers.compress.model import count_parameters
-from workers.compress.pipeline import Measured, Workbench, build_student, evaluate, prepare
+from workers.compress.pipeline import Measured, Workbench, build_student, evaluate
 from workers.compress.slicing import select
 from workers.export import WEIGHTS, build_checkpoint
 from workers.finish import Run
 
 FROM_SMALLER = replace(REQUEST, start_from=TeacherRequest(model="smaller"), budgets=(BudgetRequest(ratio=0.8),))
-
-
-def prepared(home: Home, search: SearchRecord) -> SearchRecord:
-    sources = home.sources
-    preparation = prepare(
-        search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
-    )
-    return replace(search, preparation=preparation)
-
-
-def evaluated(home: Home, search: SearchRecord, *, index: int = 0) -> CandidateRecord:
-    """A candidate, distilled."""
-    task = task_for(search, index=index)
-    *rungs, result = evaluate(Workbench.load(search, model_roots=[home.models], artifacts=home.artifacts), task)
-    assert isinstance(result, RunResult)
-    return CandidateRecord(
-        id=task.candidate_id,
-        search_id=search.id,
-        number=index,
-        budget_index=0,
-        architecture=task.architecture,
-        parameters=task.parameters,
-        non_embedding_parameters=non_embedding_parameters(task.architecture),
-        run_id=task.run_id,
-        seed=task.seed,
-        state=RunState.COMPLETED,
-        attempts=1,
-        created_at=datetime.now(UTC),
-        result=result,
-        measurements=tuple(m for rung in rungs if isinstance(rung, Measured) for m in rung.measurements),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(scope="module")
 def smaller(home: Home) -> CandidateRecord:
     """What a first search makes of the teacher; exported as the model ``smaller``."""
-    search = prepared(home, home.search())
-    candidate = evaluated(home, search)
+    search = home.prepared()
+    candidate = home.distilled(search)
     build_checkpoint(
         search, candidate, model_roots=[home.models], artifacts=home.artifacts, out=home.models / "smaller"
     )
@@ -82,12 +50,12 @@ def smaller(home: Home) -> CandidateRecord:
 
 @pytest.fixture(scope="module")
 def search(home: Home, smaller: CandidateRecord) -> SearchRecord:
-    return prepared(home, home.search(FROM_SMALLER))
+    return home.prepared(FROM_SMALLER)
 
 
 @pytest.fixture(scope="module")
 def candidate(home: Home, search: SearchRecord) -> CandidateRecord:
-    return evaluated(home, search)
+    return home.distilled(search)
 
 
 def test_budgets_and_axes_are_those_of_the_smaller_model(search: SearchRecord, smaller: CandidateRecord) -> None:
@@ -112,7 +80,7 @@ def test_the_smaller_model_as_a_candidate_begins_where_its_distillation_ended(
 
 
 def test_the_teacher_stays_the_one_to_learn_from(home: Home, search: SearchRecord, candidate: CandidateRecord) -> None:
-    first = prepared(home, home.search()).preparation
+    first = home.prepared().preparation
     assert search.preparation is not None
     assert first is not None
     assert search.preparation.teacher_digest == first.teacher_digest
@@ -186,15 +154,15 @@ def test_a_tokenizer_with_other_words_is_refused_when_it_is_read(home: Home, sma
     one, other = sorted(words)[-2:]
     words[one], words[other] = words[other], words[one]
     file.write_text(json.dumps(tokenizer))
-    search = home.search(replace(FROM_SMALLER, start_from=TeacherRequest(model="renamed")))
+    renamed = replace(FROM_SMALLER, start_from=TeacherRequest(model="renamed"))
     with pytest.raises(InvalidRequest, match="the teacher's tokenizer"):
-        prepared(home, search)
+        home.prepared(renamed)
 
 
 def test_a_smaller_model_that_was_changed_meanwhile_is_refused(home: Home, search: SearchRecord) -> None:
     broken = home.models / "meanwhile"
     shutil.copytree(home.models / "smaller", broken)
-    wanted = prepared(home, home.search(replace(FROM_SMALLER, start_from=TeacherRequest(model="meanwhile"))))
+    wanted = home.prepared(replace(FROM_SMALLER, start_from=TeacherRequest(model="meanwhile")))
     make_other = load_file(broken / WEIGHTS)
     name = sorted(make_other)[0]
     make_other[name] = make_other[name] + 1

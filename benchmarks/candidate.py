@@ -28,7 +28,9 @@ from search.planning import feasible_sets, plan
 from search.ports import EvaluationTask
 from search.records import JobState, Progress, RunResult, SearchRecord
 from workers.compress.distill import Training
-from workers.compress.pipeline import Workbench, evaluate, prepare
+from workers.compress.pipeline import evaluate
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 
 
 class Clock:

@@ -41,11 +41,11 @@ from workers.compress.head import head_of
 from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.importance import Importance, score
 from workers.compress.model import COMPUTE_DTYPE
-from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
 from workers.compress.states import StateReader
 from workers.compress.targets import KeptTargets, keep
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.workbench import build_student
 
 #: Half of the parameters by all axes; two of five layers; half by widths alone.
 MIXED: Shape = (4, 56, 84, 4)

@@ -31,10 +31,10 @@ from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import Importance, score
-from workers.compress.pipeline import build_student, windows_per_batch
 from workers.compress.slicing import select
 from workers.compress.targets import LiveTargets
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.workbench import build_student, windows_per_batch
 from workers.demo import TeacherSettings, make_teacher
 
 #: (layers, hidden, FFN, KV groups).

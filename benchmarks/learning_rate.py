@@ -33,10 +33,10 @@ from workers.compress.data import Tokens, load_tokenizer, pack
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import Importance, score
-from workers.compress.pipeline import build_student, windows_per_batch
 from workers.compress.slicing import select
 from workers.compress.targets import KeptTargets, LiveTargets, Targets
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.workbench import build_student, windows_per_batch
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 

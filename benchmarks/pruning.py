@@ -45,10 +45,10 @@ from workers.apply import main as apply
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.distill import Training
 from workers.compress.importance import score
-from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
 from workers.compress.targets import LiveTargets
 from workers.compress.teacher import load_teacher
+from workers.compress.workbench import build_student
 from workers.families import FAMILIES
 
 MIB = 1 << 20

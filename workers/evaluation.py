@@ -15,7 +15,8 @@ from search.ports import (
     RunStarted,
 )
 from search.records import RunResult
-from workers.compress.pipeline import Workbench, evaluate
+from workers.compress.pipeline import evaluate
+from workers.compress.workbench import Workbench
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,9 @@ from search.request import BudgetRequest, SearchRequest, StrategyRequest, Teache
 from search.serialization import canonical_json, from_json, to_json
 from search.spec import Spec, build_spec
 from workers.apply import read_spec
-from workers.compress.pipeline import Measured, Workbench, evaluate, prepare
+from workers.compress.pipeline import Measured, evaluate
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 from workers.export import WEIGHTS, build_checkpoint
 
 

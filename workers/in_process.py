@@ -12,7 +12,8 @@ import structlog
 from search.errors import Interrupted
 from search.ports import EvaluationEvent, EvaluationTask, Evaluator, RunFailed, RunFinished
 from search.records import Preparation, SearchRecord
-from workers.compress import pipeline
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 from workers.evaluation import Sources, in_words, run_events
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ class InProcessEvaluator(Evaluator):
         self._sources = sources
         self._device = device
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._bench: pipeline.Workbench | None = None
+        self._bench: Workbench | None = None
         self._task: EvaluationTask | None = None
         self._events: Iterator[EvaluationEvent] = iter(())
 
@@ -40,7 +41,7 @@ class InProcessEvaluator(Evaluator):
         """See `Evaluator.prepare`."""
         if should_stop():
             raise Interrupted("told to stop before the search was prepared")
-        return pipeline.prepare(
+        return prepare(
             search,
             model_roots=self._sources.model_roots,
             data_roots=self._sources.data_roots,
@@ -51,7 +52,7 @@ class InProcessEvaluator(Evaluator):
 
     def start(self, search: SearchRecord) -> int:
         """See `Evaluator.start`. Always 1."""
-        self._bench = pipeline.Workbench.load(
+        self._bench = Workbench.load(
             search, model_roots=self._sources.model_roots, artifacts=self._sources.artifacts, device=self._device
         )
         return 1

@@ -44,10 +44,10 @@ from tests.support.llamas import logits_of, some_tokens
 from workers.compress.head import head_of
 from workers.compress.importance import score
 from workers.compress.model import build_model
-from workers.compress.pipeline import build_student
 from workers.compress.slicing import select, slice_tensors
 from workers.compress.states import StateReader
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.workbench import build_student
 from workers.export import WEIGHTS, write_companions
 from workers.families import FAMILIES as TORCH_FAMILIES
 from workers.families.dimensions import Axis, Each, entries

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from search.artifacts import FsspecArtifactStore
 from search.counting import non_embedding_parameters, parameters
@@ -31,7 +31,9 @@ from search.records import (
 from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.store.sql import SqlStore
 from tests.support.teachers import make_teacher, make_text
-from workers.compress.pipeline import Measured, Workbench, evaluate, prepare
+from workers.compress.pipeline import evaluate
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 from workers.evaluation import Sources
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -47,6 +49,9 @@ REQUEST = SearchRequest(
     strategy=StrategyRequest(max_candidates=4, rungs=(0.5, 1.0)),
     limits=LimitsRequest(max_parallel=2),
 )
+
+#: What was measured before distillation and at each rung, and the result.
+Outcome: TypeAlias = tuple[list[tuple[Measurement, ...]], RunResult]
 
 
 class Home:
@@ -87,19 +92,25 @@ class Home:
 
     def prepared(self, request: SearchRequest = REQUEST) -> SearchRecord:
         """The same, prepared."""
-        search, sources = self.search(request), self.sources
+        return self.prepare(self.search(request))
+
+    def prepare(self, search: SearchRecord) -> SearchRecord:
+        """`search` with its preparation."""
+        sources = self.sources
         preparation = prepare(
             search, model_roots=sources.model_roots, data_roots=sources.data_roots, artifacts=sources.artifacts
         )
         return replace(search, preparation=preparation)
 
+    def bench(self, search: SearchRecord) -> Workbench:
+        """A worker's, of a prepared search."""
+        return Workbench.load(search, model_roots=[self.models], artifacts=self.artifacts)
+
     def distilled(self, search: SearchRecord, *, index: int = 0) -> CandidateRecord:
         """The `index`-th point of a prepared search's first budget, evaluated."""
         task = task_for(search, index=index)
-        *rungs, result = evaluate(Workbench.load(search, model_roots=[self.models], artifacts=self.artifacts), task)
-        assert isinstance(result, RunResult)
-        measured = (m for rung in rungs if isinstance(rung, Measured) for m in rung.measurements)
-        return completed(task, result, tuple(measured))
+        rungs, result = run(self.bench(search), task)
+        return completed(task, result, tuple(m for rung in rungs for m in rung))
 
     def environment(self, database_url: str, **settings: object) -> dict[str, str]:
         """A driver's environment: two CPUs, a lease of two seconds, all else by default."""
@@ -129,6 +140,15 @@ def task_for(search: SearchRecord, *, index: int = 0) -> EvaluationTask:
         parameters=parameters(point),
         seed=0,
     )
+
+
+def run(bench: Workbench, task: EvaluationTask) -> Outcome:
+    """Evaluate a candidate to its end."""
+    *rungs, result = evaluate(bench, task)
+    assert isinstance(result, RunResult)
+    measured = [rung.measurements for rung in rungs if not isinstance(rung, RunResult)]
+    assert len(measured) == len(rungs)
+    return measured, result
 
 
 def completed(task: EvaluationTask, result: RunResult, measurements: tuple[Measurement, ...] = ()) -> CandidateRecord:

@@ -28,9 +28,9 @@ from tests.support.llamas import some_tokens
 from workers.apply import apply, main, narrow
 from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.importance import score
-from workers.compress.pipeline import build_student
 from workers.compress.slicing import select
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.workbench import build_student
 from workers.export import WEIGHTS
 
 

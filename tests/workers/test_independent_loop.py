@@ -25,7 +25,9 @@ from search.planning import plan
 from search.ports import EvaluationTask
 from search.records import JobState, Progress, RunResult, SearchRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest, StrategyRequest, TeacherRequest
-from workers.compress import pipeline
+from workers.compress.pipeline import evaluate
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 
 STEPS = 80
 
@@ -65,7 +67,7 @@ def both(
         progress=Progress(planned=1),
         created_at=datetime.now(UTC),
     )
-    preparation = pipeline.prepare(search, model_roots=model_roots, data_roots=data_roots, artifacts=artifacts)
+    preparation = prepare(search, model_roots=model_roots, data_roots=data_roots, artifacts=artifacts)
     search = replace(search, preparation=preparation)
     architecture = new.teacher.architecture.with_axes(
         num_hidden_layers=layers,
@@ -82,9 +84,9 @@ def both(
         parameters=parameters(architecture),
         seed=0,
     )
-    bench = pipeline.Workbench.load(search, model_roots=model_roots, artifacts=artifacts)
+    bench = Workbench.load(search, model_roots=model_roots, artifacts=artifacts)
     ours = {"teacher": preparation.teacher_metrics["validation_loss"]}
-    for news in pipeline.evaluate(bench, task):
+    for news in evaluate(bench, task):
         if not isinstance(news, RunResult):
             (loss,) = (m.value for m in news.measurements if m.metric == "validation_loss")
             ours["after" if news.measurements[0].tokens else "before"] = loss

@@ -11,7 +11,8 @@ import torch
 from search.ports import EvaluationEvent, EvaluationTask
 from search.records import CandidateRecord, Preparation, SearchRecord
 from workers.archive import build_archive
-from workers.compress import pipeline
+from workers.compress.preparation import prepare
+from workers.compress.workbench import Workbench
 from workers.evaluation import Sources, run_events
 
 
@@ -22,10 +23,10 @@ def _device() -> str:
 
 @ray.remote
 def prepare_search(search: SearchRecord, sources: Sources, threads: int) -> Preparation:
-    """`pipeline.prepare`, once per search."""
+    """`preparation.prepare`, once per search."""
     torch.set_num_threads(threads)
     roots: dict[str, Any] = {"model_roots": sources.model_roots, "data_roots": sources.data_roots}
-    return pipeline.prepare(search, **roots, artifacts=sources.artifacts, allow_hub=sources.allow_hub, device=_device())
+    return prepare(search, **roots, artifacts=sources.artifacts, allow_hub=sources.allow_hub, device=_device())
 
 
 @ray.remote
@@ -42,7 +43,7 @@ class CandidateWorker:
     def __init__(self, search: SearchRecord, sources: Sources, threads: int) -> None:
         torch.set_num_threads(threads)
         shared: dict[str, Any] = {"model_roots": sources.model_roots, "artifacts": sources.artifacts}
-        self._bench = pipeline.Workbench.load(search, **shared, device=_device())
+        self._bench = Workbench.load(search, **shared, device=_device())
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def evaluate(self, task: EvaluationTask) -> Iterator[EvaluationEvent]:

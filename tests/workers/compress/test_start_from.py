@@ -23,18 +23,13 @@ from tests.support.homes import REQUEST, Home, task_for
 from tests.support.teachers import make_teacher
 from workers.apply import apply
 from workers.compress.model import count_parameters
-from workers.compress.pipeline import Measured, Workbench, build_student, evaluate
+from workers.compress.pipeline import Measured, evaluate
 from workers.compress.slicing import select
+from workers.compress.workbench import build_student
 from workers.export import WEIGHTS, build_checkpoint
 from workers.finish import Run
 
 FROM_SMALLER = replace(REQUEST, start_from=TeacherRequest(model="smaller"), budgets=(BudgetRequest(ratio=0.8),))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """With a teacher, ``tiny``."""
-    return Home(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +65,7 @@ def test_the_smaller_model_as_a_candidate_begins_where_its_distillation_ended(
     home: Home, search: SearchRecord, smaller: CandidateRecord
 ) -> None:
     """It is compared with the teacher, and with the same text."""
-    bench = Workbench.load(search, model_roots=[home.models], artifacts=home.artifacts)
+    bench = home.bench(search)
     whole = replace(task_for(search), architecture=smaller.architecture, parameters=smaller.parameters)
     before = next(evaluate(bench, whole))
     assert isinstance(before, Measured)
@@ -101,7 +96,7 @@ def test_its_spec_names_both_and_rebuilds_the_student_from_the_smaller_model(
     assert (spec.teacher.model, spec.start_from.model) == ("tiny", "smaller")
     assert spec.teacher.digest != spec.start_from.digest
     apply(spec, teacher=home.models / "smaller", out=tmp_path / "pruned")
-    bench = Workbench.load(search, model_roots=[home.models], artifacts=home.artifacts)
+    bench = home.bench(search)
     selection = select(bench.importance, candidate.architecture, teacher=bench.source.architecture)
     student = build_student(bench.source, candidate.architecture, selection)
     assert count_parameters(student) == parameters(candidate.architecture)
@@ -168,7 +163,7 @@ def test_a_smaller_model_that_was_changed_meanwhile_is_refused(home: Home, searc
     make_other[name] = make_other[name] + 1
     save_file(make_other, broken / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(UnusableTeacher) as raised:
-        Workbench.load(wanted, model_roots=[home.models], artifacts=home.artifacts)
+        home.bench(wanted)
     assert raised.value.where == ("start_from", "model")
 
 

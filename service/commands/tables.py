@@ -126,7 +126,7 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
             f"{row['parameters'] / teacher_parameters:.1%}",
             *_sizes(row),
             number(row["loss_before"], 3),
-            number(row["loss"]),
+            _loss(row),
             number(row["test_loss"]),
         )
         for row in board["items"]
@@ -138,11 +138,18 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     out.print(table(title, columns, rows, left=(1,), whole=(1,)))
     out.print(
         "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
+        "±: standard error, from the spread of windows; candidates share these, so they differ by less. "
         "size: of the teacher's parameters. heads: query/KV. *: no other is both smaller and better."
     )
     _show_metrics(board, out)
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
+
+
+def _loss(row: Json) -> str:
+    """With its standard error, where it has one."""
+    stderr = row["loss_stderr"]
+    return number(row["loss"]) + ("" if stderr is None else f" ± {number(stderr, 3)}")
 
 
 def _show_metrics(board: Json, out: Console) -> None:

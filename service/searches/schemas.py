@@ -8,13 +8,24 @@ from pydantic import StringConstraints
 
 from search.architecture import AXES
 from search.budget import Budget
+from search.counting import kv_cache_bytes_per_token
 from search.ranking import RankedCandidate
 from search.records import JobState, RunState, SearchRecord
 
 _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 
 #: Columns that rows can be sorted by.
-SORT_COLUMNS = ("rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number")
+SORT_COLUMNS = (
+    "rank",
+    "loss",
+    "loss_before",
+    "kl",
+    "agreement",
+    "test_loss",
+    "parameters",
+    "kv_cache_bytes_per_token",
+    "number",
+)
 #: One of them, or one of the rows' `metrics`.
 SortKey = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|latency)/.+)$", max_length=64)]
 Order = Literal["asc", "desc"]
@@ -55,16 +66,27 @@ class LeaderboardRow:
     non_embedding_parameters: int
     measured_parameters: int | None
     """Of the built model."""
+    kv_cache_bytes_per_token: int
+    """Of the KV cache, at two bytes a value."""
     loss_before: float | None
     """Validation loss when pruned and not yet distilled."""
     loss: float | None
     """Validation loss at the last rung reached."""
+    loss_stderr: float | None
+    """Its standard error, from the spread of the validation windows; null of a single one. How well the text's loss is
+    known, not by how much two candidates differ: they are judged on the same windows."""
     kl: float | None
     """KL(teacher || student) on the validation split at the last rung reached."""
+    agreement: float | None
+    """Share of the validation split's tokens on which teacher and student find the same next token most likely."""
     test_loss: float | None
     """Loss on the test split, on which nothing was chosen."""
+    test_loss_stderr: float | None
+    """Its standard error, likewise."""
     perplexity: float | None
     """exp(loss)."""
+    perplexity_stderr: float | None
+    """Its standard error, to first order: perplexity · loss_stderr."""
     metrics: dict[str, float]
     """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
     `latency/prefill_tokens_per_s` and so on of latency."""
@@ -75,7 +97,8 @@ class LeaderboardRow:
     def of(cls, ranked: RankedCandidate, *, pareto: bool) -> "LeaderboardRow":
         """The row of a ranked candidate."""
         candidate = ranked.candidate
-        loss = candidate.metric("validation_loss")
+        loss, stderr = candidate.metric("validation_loss"), candidate.metric("validation_loss_stderr")
+        perplexity = _perplexity(loss)
         return cls(
             rank=ranked.rank,
             candidate_id=candidate.id,
@@ -86,11 +109,16 @@ class LeaderboardRow:
             parameters=candidate.parameters,
             non_embedding_parameters=candidate.non_embedding_parameters,
             measured_parameters=candidate.result.measured_parameters if candidate.result else None,
+            kv_cache_bytes_per_token=kv_cache_bytes_per_token(candidate.architecture),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
+            loss_stderr=stderr,
             kl=candidate.metric("validation_kl"),
+            agreement=candidate.metric("validation_agreement"),
             test_loss=candidate.metric("test_loss"),
-            perplexity=_perplexity(loss),
+            test_loss_stderr=candidate.metric("test_loss_stderr"),
+            perplexity=perplexity,
+            perplexity_stderr=None if perplexity is None or stderr is None else perplexity * stderr,
             metrics={name: value for name, value in candidate.last_metrics.items() if "/" in name},
             pareto=pareto,
         )

@@ -1,17 +1,28 @@
 import csv
 import io
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from search.counting import count
+from search.counting import count, kv_cache_bytes_per_token
 from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
 
 Json = dict[str, Any]
-SORTS = ("rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number")
+SORTS = (
+    "rank",
+    "loss",
+    "loss_before",
+    "kl",
+    "agreement",
+    "test_loss",
+    "parameters",
+    "kv_cache_bytes_per_token",
+    "number",
+)
 
 #: The second band holds the first and more above it.
 OVERLAPPING = [{"ratio": 0.6, "tolerance": 0.1}, {"ratio": 0.7, "tolerance": 0.3}]
@@ -64,9 +75,24 @@ def test_a_row_says_what_was_measured(client: TestClient, busy: str, hand: Drive
     candidate = hand.store.get_candidate(row["candidate_id"])
     assert (row["loss_before"], row["loss"], row["kl"], row["test_loss"]) == (5.0, 2.1, pytest.approx(1.1), 2.11)
     assert row["perplexity"] == pytest.approx(8.166, abs=1e-3)
+    assert row["loss_stderr"] is row["perplexity_stderr"] is row["agreement"] is row["test_loss_stderr"] is None
+    assert row["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture)
     assert row["parameters"] == row["measured_parameters"] == candidate.parameters
     assert row["non_embedding_parameters"] == count(candidate.architecture, "non_embedding")
     assert {axis: row[axis] for axis in candidate.architecture.axes} == candidate.architecture.axes
+
+
+def test_a_row_says_how_well_losses_are_known(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client)
+    lease = hand.take()
+    (candidate,) = hand.propose(lease, 0, 1)
+    hand.store.start_run(lease, candidate.run_id, worker="hand")
+    hand.measure(lease, candidate, tokens=64, validation_loss=2.0, validation_loss_stderr=0.01)
+    hand.measure(lease, candidate, tokens=64, validation_agreement=0.5, test_loss_stderr=0.02)
+    (row,) = board(client, search_id)["items"]
+    assert (row["loss_stderr"], row["test_loss_stderr"], row["agreement"]) == (0.01, 0.02, 0.5)
+    # the perplexity moves by as much, to first order, when the loss moves by its error
+    assert row["perplexity_stderr"] == pytest.approx(math.exp(2.005) - math.exp(1.995), rel=1e-4)
 
 
 def test_a_budgets_board_has_every_candidate_in_its_band(client: TestClient, hand: DriverHand) -> None:

@@ -15,17 +15,18 @@ from typing import Any
 import torch
 
 from benchmarks.first_search import REPORTS, machine, versions
-from search.architecture import Architecture
 from search.checkpoint import expected_shapes
 from search.counting import parameters
-from search.distillation import DistillationRequest
+from search.distillation import DistillationRequest, HiddenState
 from search.families import family_of
 from search.memory import estimate_memory
 from tests.support.peak import PeakMemory
 from workers.compress.distill import Training
 from workers.compress.head import Head
+from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.model import build_model
 from workers.compress.targets import KeptTargets
+from workers.families import FAMILIES as TORCH_FAMILIES
 
 _LLAMA: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -115,10 +116,21 @@ def peak(case: Case, *, device: str = "cpu") -> Peak:
     )
     windows = torch.randint(architecture.vocab_size, (case.windows, length), generator=generator).int()
     outputs = torch.randn(case.windows, length, architecture.hidden_size, generator=generator)
-    training = Training(student, KeptTargets(head, [outputs]), windows, settings, seed=0)
+    states = settings.hidden_losses
+    targets = KeptTargets(head, [outputs], {state: [outputs] for state in states})
+    hidden = HiddenLosses.of(
+        student,
+        settings,
+        family=TORCH_FAMILIES[case.family],
+        kept_channels=range(architecture.hidden_size),
+        hidden_size=architecture.hidden_size,
+    )
+    training = Training(student, targets, windows, settings, seed=0, hidden=hidden)
     training.advance(1)
-    existing = (*student.parameters(), *student.buffers(), head.weight_VH, windows, outputs)
-    measured = _measured(training, existing, architecture, device=device)
+    lift = (hidden.lift.weight,) if hidden else ()
+    existing = (*student.parameters(), *student.buffers(), *lift, head.weight_VH, windows, outputs)
+    trained = parameters(architecture) + sum(weight.numel() for weight in lift)
+    measured = _measured(training, existing, trained, device=device)
     estimate = estimate_memory(
         architecture,
         architecture,
@@ -131,8 +143,8 @@ def peak(case: Case, *, device: str = "cpu") -> Peak:
     return Peak(estimated=estimate.total - 4 * parameters(architecture), measured=measured)
 
 
-def _measured(training: Training, existing: Sequence[torch.Tensor], architecture: Architecture, *, device: str) -> int:
-    """What the second step needs, with the weights and the optimiser's state."""
+def _measured(training: Training, existing: Sequence[torch.Tensor], trained: int, *, device: str) -> int:
+    """What the second step needs, with the `trained` weights and the optimiser's state."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         training.advance(2)
@@ -140,7 +152,7 @@ def _measured(training: Training, existing: Sequence[torch.Tensor], architecture
     counted = PeakMemory(existing)
     with counted:
         training.advance(2)
-    return 12 * parameters(architecture) + counted.peak
+    return 12 * trained + counted.peak
 
 
 def cases() -> Iterator[Case]:
@@ -166,15 +178,25 @@ def cases() -> Iterator[Case]:
         distillation=replace(plain, micro_batch_tokens=128),
         changes=wide | {"tie_word_embeddings": True},
     )
-    for settings in (
+    other_losses: tuple[dict[str, Any], ...] = (
         {"loss": "jensen_shannon"},
         {"loss": "taid"},
         {"loss": "cross_entropy"},
         {"cross_entropy_weight": 0.5},
-    ):
+    )
+    for settings in other_losses:
         yield Case(
             family="llama", windows=2, sequence_length=128, distillation=DistillationRequest(**settings), changes=wide
         )
+    both: tuple[HiddenState, ...] = ("block_output", "embedding_output")
+    hidden: tuple[dict[str, Any], ...] = (
+        {"hidden_losses": both[:1]},
+        {"hidden_losses": both, "hidden_distance": "mse"},
+        {"hidden_losses": both, "precision": "bfloat16"},
+    )
+    for family in ("llama", "gemma2", "gpt2"):
+        for settings in hidden:
+            yield Case(family=family, windows=4, sequence_length=256, distillation=DistillationRequest(**settings))
     yield Case(family="llama", windows=1, sequence_length=64, changes={"num_hidden_layers": 12, "hidden_size": 384})
     yield Case(family="llama", windows=8, sequence_length=256, changes={"num_hidden_layers": 2, "hidden_size": 128})
     yield Case(family="llama", windows=16, sequence_length=32, changes={"vocab_size": 512})
@@ -206,6 +228,9 @@ def report(found: Sequence[tuple[Case, Peak]]) -> str:
         named += ["accumulated"] if settings.micro_batch_tokens else []
         named += [settings.loss] if settings.loss != "forward_kl" else []
         named += ["+ cross-entropy"] if settings.cross_entropy_weight else []
+        named += (
+            [f"{len(settings.hidden_losses)} hidden ({settings.hidden_distance})"] if settings.hidden_losses else []
+        )
         named += ["tied"] if a.tie_word_embeddings else []
         lines.append(
             f"| {case.family} | {a.num_hidden_layers}, {a.hidden_size}, {a.intermediate_size} | {a.vocab_size:,} | "

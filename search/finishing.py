@@ -67,6 +67,7 @@ def finishing_request(request: SearchRequest, architecture: Architecture, finish
         budgets=(BudgetRequest(params=parameters(architecture)),),
         space=SpaceRequest(**{axis: (getattr(architecture, axis),) for axis in AXES}),
         data=finish.data or request.data,
+        teacher_correction=None,  # what the candidate has learnt from is at hand
         # a single candidate sees nearly every token once: keeping what the teacher says of it would save nothing
         distillation=replace(
             request.distillation, tokens=finish.tokens, targets="live", targets_dtype="exact", **changes
@@ -117,5 +118,6 @@ def plan_finish(
             candidate_id=candidate.id,
             selection_artifact=candidate.result.selection_artifact,
             checkpoint_artifact=candidate.result.checkpoint_artifact if finish.start == "distilled" else None,
+            correction=search.preparation.correction if search.preparation else None,
         ),
     )

@@ -10,8 +10,7 @@ weights and both moments of AdamW, in float32. On top of it:
 * *its end*: all gradients, and for a moment the embedding's twice where it is added to another.
 
 Where gradients are accumulated over micro batches, all of them are there from the second micro batch on. Losses on
-hidden states add their lift, and for each place the lifted state, its difference and its gradient: reckoned, not
-measured.
+hidden states add their lift, and for each place the lifted state, its difference and its gradient.
 
 What a layer saves is counted from the stock class, tensor by tensor: every matrix product keeps its input; a norm its
 input, the normalised values and a factor a token; attention its rotated queries, keys, values, its output and one
@@ -132,7 +131,8 @@ class MemoryEstimate:
     head: int
     """What the loss works in: some tokens' logits and what is made of them."""
     teacher: int
-    """Its weights, and what is kept of it for a micro batch."""
+    """Its weights, those of another model that students are cut from, and what is kept of its outputs for a micro
+    batch."""
     total: int
 
 
@@ -145,6 +145,7 @@ def estimate_memory(
     sequence_length: int,
     teacher_bytes_per_value: int,
     device: str,
+    other_parameters: int = 0,
 ) -> MemoryEstimate:
     """The peak of distilling `student`, once the optimiser has its state.
 
@@ -156,6 +157,7 @@ def estimate_memory(
         sequence_length: T.
         teacher_bytes_per_value: of its weights and outputs: 2 or 4.
         device: ``cpu`` or ``cuda``: decides what `precision` ``auto`` is, and how much the head works in at a time.
+        other_parameters: of models that a worker holds beside the teacher, in as many bytes each.
     """
     a, tokens, count = student, micro_batch_tokens, parameters(student)
     in_bfloat16 = distillation.precision == "bfloat16" or (distillation.precision == "auto" and device == "cuda")
@@ -176,7 +178,7 @@ def estimate_memory(
     gradients, activations, work = max(forward_end, backward_start, backward_end, key=sum)
     states = 1 + len(distillation.hidden_losses)
     outputs = tokens * teacher.hidden_size * teacher_bytes_per_value * states
-    of_teacher = parameters(teacher) * teacher_bytes_per_value + outputs
+    of_teacher = (parameters(teacher) + other_parameters) * teacher_bytes_per_value + outputs
     trained = count + (a.hidden_size * teacher.hidden_size if distillation.hidden_losses else 0)
     weights, moments = _FLOAT32 * trained, 2 * _FLOAT32 * trained
     return MemoryEstimate(

@@ -14,6 +14,7 @@ from search.architecture import Architecture
 from search.budget import Budget
 from search.checkpoint import check_parameters
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
+from search.distillation import DistillationRequest
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
@@ -289,8 +290,9 @@ class CostEstimate:
     teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
     removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
     text. Selection: one of the teacher and one of the reference over the windows that are selected from. A learning
-    rate that is to be found: a candidate's distillation for each budget, in four quarters. Tasks are
-    taken for as many tokens as they have bytes."""
+    rate that is to be found: a candidate's distillation for each budget, in four quarters. Correction: three of the
+    teacher for every token of it, and the held-out text twice. Tasks are taken for as many tokens as they have
+    bytes."""
     target_bytes: int
     """What is kept of the teacher's outputs, states inside for hidden losses among them: four bytes a value, two of
     training windows in a lossy `distillation.targets_dtype`. A teacher in bfloat16 takes two throughout."""
@@ -316,6 +318,8 @@ class Preview:
     """Of all files; compressed ones as they are, what is on the hub not counted."""
     tokens_needed: int
     """Whether the text holds as many is counted when the search starts."""
+    correction_memory: MemoryEstimate | None
+    """At the peak of a step of correcting the teacher on a GPU, the whole micro batch at a time; null: it is not."""
     cost: CostEstimate
 
 
@@ -328,6 +332,7 @@ def preview(planned: Plan) -> Preview:
         budgets=tuple(_preview_budget(planned, feasible) for feasible in planned.feasible),
         text_bytes=planned.texts.num_bytes,
         tokens_needed=request.tokens_needed,
+        correction_memory=_correction_memory(planned),
         cost=estimate_cost(planned),
     )
 
@@ -360,17 +365,39 @@ def _preview_budget(planned: Plan, feasible: FeasibleSet) -> BudgetPreview:
 
 
 def _memory(planned: Plan, point: Architecture, micro_batch_tokens: int) -> MemoryEstimate:
+    return _estimate(planned, point, planned.new_search.request.distillation, micro_batch_tokens)
+
+
+def _estimate(
+    planned: Plan, trained: Architecture, settings: DistillationRequest, micro_batch_tokens: int
+) -> MemoryEstimate:
     request, teacher = planned.new_search.request, planned.new_search.teacher
     stored = teacher.config.get("dtype") or teacher.config.get("torch_dtype")
     return estimate_memory(
-        point,
+        trained,
         teacher.architecture,
-        request.distillation,
+        settings,
         micro_batch_tokens=micro_batch_tokens,
         sequence_length=request.data.sequence_length,
         teacher_bytes_per_value=2 if stored == "bfloat16" and request.teacher.dtype == "auto" else 4,
         device="cuda",
+        other_parameters=_other_parameters(planned.new_search),
     )
+
+
+def _other_parameters(search: NewSearch) -> int:
+    """Of what candidates are cut from, where that is not what they learn from: a worker holds both."""
+    if search.origin is not None:
+        return search.origin.parameters
+    return search.teacher.parameters if search.request.teacher_correction is not None else 0
+
+
+def _correction_memory(planned: Plan) -> MemoryEstimate | None:
+    request, teacher = planned.new_search.request, planned.new_search.teacher.architecture
+    if request.teacher_correction is None:
+        return None
+    settings = request.teacher_correction.training(request.distillation)
+    return _estimate(planned, teacher, settings, settings.micro_batch_tokens or settings.batch_tokens)
 
 
 def estimate_cost(planned: Plan) -> CostEstimate:
@@ -386,6 +413,10 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
     once = _scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes + is_kept * taught_tokens
+    if request.teacher_correction is not None:
+        once += (
+            3 * request.teacher_correction.tokens + (data.validation_samples + data.test_samples) * data.sequence_length
+        )
     flops = teacher_flops * once + _selection_flops(planned, teacher_flops)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)

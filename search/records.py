@@ -1,7 +1,7 @@
 """What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.correction import Correction
 from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
 from search.learning_rate import RateSweep, with_rate
@@ -150,6 +151,8 @@ class Preparation:
     seconds: Mapping[str, float]
     #: Library versions and hardware of the worker that prepared.
     environment: Mapping[str, str]
+    #: Where students learnt from a teacher that was fine-tuned first; None: from the teacher as it is.
+    correction: Correction | None = None
     #: Artifact (JSON): the tasks of ``evaluation.tasks`` in tokens, by name; None where there are none.
     tasks_artifact: str | None = None
     #: What was tried where the learning rate was to be found, for each budget; empty where the request gives it.
@@ -165,6 +168,21 @@ class Preparation:
     targets_dtype: str | None = None
     #: Whether that loses something of what the teacher computes in (``environment["teacher_dtype"]``).
     targets_lossy: bool = False
+
+    @property
+    def artifacts(self) -> dict[str, list[str]]:
+        """Digests of all of them, by kind."""
+        found: dict[str, Iterable[str | None]] = {
+            "teacher": (self.teacher_digest, self.origin_digest),
+            "correction": (self.correction.artifact if self.correction else None,),
+            "tokens": (self.tokens_artifact,),
+            "importance": (self.importance_artifact,),
+            "tasks": (self.tasks_artifact,),
+            "sweep": (self.learning_rates_artifact,),
+            "targets": (digest for kept in (self.target_artifacts or {}).values() for digest in kept),
+            "states": (digest for kept in self.state_artifacts.values() for digest in kept),
+        }
+        return {kind: [digest for digest in digests if digest] for kind, digests in found.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +223,18 @@ class Continuation:
     selection_artifact: str
     #: Artifact (safetensors): its weights; None: they are cut from the teacher again.
     checkpoint_artifact: str | None
+    #: What that candidate has learnt from, where the teacher was corrected: it is not corrected again.
+    correction: Correction | None = None
+
+    @property
+    def artifacts(self) -> dict[str, list[str]]:
+        """Digests of all of them, by kind."""
+        found = {
+            "selection": self.selection_artifact,
+            "checkpoint": self.checkpoint_artifact,
+            "correction": self.correction.artifact if self.correction else None,
+        }
+        return {kind: [digest] for kind, digest in found.items() if digest}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from search.architecture import AXES
+from search.correction import CorrectionRequest
 from search.data import DataRequest
 from search.distillation import DistillationRequest
 from search.errors import InvalidRequest
@@ -300,6 +301,9 @@ class SearchRequest:
     start_from: TeacherRequest | None = None
     """A smaller model with the teacher's tokenizer that candidates are cut from, such as what an earlier search has
     made of the teacher (15 B to 8 B to 4 B). They learn from the teacher all the same. Null: they are cut from it."""
+    teacher_correction: CorrectionRequest | None = None
+    """How the teacher is fine-tuned on the training text before students learn from it (arXiv 2408.11796). Null: not at
+    all."""
     name: str = ""
     """For people; need not be unique."""
     tags: tuple[str, ...] = ()
@@ -337,6 +341,20 @@ class SearchRequest:
             expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",
             got=micro,
             where="distillation.micro_batch_tokens",
+        )
+        self._check_correction()
+
+    def _check_correction(self) -> None:
+        if self.teacher_correction is None:
+            return
+        tokens, distillation = self.teacher_correction.tokens, self.distillation
+        _require(
+            tokens % distillation.batch_tokens == 0 and tokens <= distillation.tokens,
+            expected=f"a multiple of distillation.batch_tokens = {distillation.batch_tokens:,}, and at most "
+            f"distillation.tokens = {distillation.tokens:,}",
+            got=tokens,
+            where="teacher_correction.tokens",
+            hint="The teacher is corrected on the text that candidates are trained on.",
         )
 
     @property

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.budget import Budget
 from search.checkpoint import Fingerprint
+from search.correction import Correction
 from search.counting import flops_per_token, kv_cache_bytes_per_token
 from search.data import DataRequest
 from search.distillation import DistillationRequest
@@ -41,6 +42,8 @@ class SpecTeacher:
     """Its own held-out losses, nats a token, and its metrics on tasks and latency where they were asked for."""
     ignored_attributes: tuple[str, ...]
     """Config attributes that the user vouched for."""
+    correction: Correction | None = None
+    """What students learnt from, where the teacher was fine-tuned first; `fingerprint` is of the teacher as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +122,10 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         spec_version=SPEC_VERSION,
         search_id=search.id,
         candidate_id=candidate.id,
-        teacher=_model(
-            search.teacher, search.request.teacher, preparation.teacher_digest, artifacts, preparation.teacher_metrics
+        teacher=replace(
+            _model(search.teacher, search.request.teacher, preparation.teacher_digest, artifacts),
+            metrics=preparation.teacher_metrics,
+            correction=preparation.correction,
         ),
         start_from=_origin(search, preparation, artifacts),
         budget=search.budgets[candidate.budget_index],
@@ -149,7 +154,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
 def _origin(search: SearchRecord, preparation: Preparation, artifacts: ArtifactStore) -> SpecTeacher | None:
     if search.origin is None or search.request.start_from is None or preparation.origin_digest is None:
         return None
-    return _model(search.origin, search.request.start_from, preparation.origin_digest, artifacts, {})
+    return _model(search.origin, search.request.start_from, preparation.origin_digest, artifacts)
 
 
 def _model(
@@ -157,7 +162,6 @@ def _model(
     request: TeacherRequest,
     digest: str,
     artifacts: ArtifactStore,
-    metrics: Mapping[str, float],
 ) -> SpecTeacher:
     with artifacts.open(digest) as file:
         fingerprint = from_json(Fingerprint, json.load(file))
@@ -166,6 +170,6 @@ def _model(
         digest=digest,
         fingerprint=fingerprint,
         parameters=record.parameters,
-        metrics=metrics,
+        metrics={},
         ignored_attributes=request.ignore_attributes,
     )

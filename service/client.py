@@ -250,13 +250,14 @@ class Espalier:
             raise ExportFailed(f"the checkpoint of {candidate_id} could not be built: {export.get('error')}")
         return export
 
+    def corrected_teacher(self, search_id: str, out: Path) -> Path:
+        """Download the weights that a search's candidates learn from to the file `out`, where it corrected the teacher
+        first; it appears there whole or not at all."""
+        return self._download_file(_path("searches", search_id, "corrected-teacher"), out)
+
     def download_checkpoint(self, candidate_id: str, out: Path) -> Path:
         """Download an exported checkpoint to the file `out`, a tar; it appears there whole or not at all."""
-        with whole(out) as partial, open(partial, "wb") as file:
-            self._download(_path("candidates", candidate_id, "checkpoint"), file.write)
-            file.flush()
-            os.fsync(file.fileno())
-        return out
+        return self._download_file(_path("candidates", candidate_id, "checkpoint"), out)
 
     def checkpoint(self, candidate_id: str, out: Path) -> Path:
         """Download an exported checkpoint and unpack it as the folder `out`, which must not exist or be empty.
@@ -271,6 +272,13 @@ class Espalier:
                 unpack(archive, partial)
             finally:
                 archive.unlink()
+        return out
+
+    def _download_file(self, path: str, out: Path) -> Path:
+        with whole(out) as partial, open(partial, "wb") as file:
+            self._download(path, file.write)
+            file.flush()
+            os.fsync(file.fileno())
         return out
 
     # --- the server

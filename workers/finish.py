@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from search.artifacts import FsspecArtifactStore
+from search.correction import Correction
 from search.counting import non_embedding_parameters
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
 from search.finishing import FinishRequest, finishing_request
@@ -39,7 +40,7 @@ from search.records import (
 )
 from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.serialization import canonical_json, from_json, to_json
-from search.spec import Spec, build_spec
+from search.spec import Spec, SpecTeacher, build_spec
 from workers.apply import read_spec
 from workers.compress.pipeline import Measured, evaluate
 from workers.compress.preparation import prepare
@@ -66,6 +67,8 @@ class Run:
         spec: what is trained.
         recipe: how.
         teacher: its Hugging Face directory.
+        start_from: that of what the student was cut from, where the spec says that this is another model.
+        corrected: the file of the corrected teacher's weights, where the spec names one.
         data_roots: folders that the recipe's texts are named below.
         out: the Hugging Face directory to make.
         checkpoint: the candidate's exported directory, to begin with; None: it is cut from the teacher again.
@@ -79,6 +82,8 @@ class Run:
     data_roots: Sequence[Path]
     out: Path
     checkpoint: Path | None = None
+    start_from: Path | None = None
+    corrected: Path | None = None
     device: str = "cpu"
     tell: Callable[[str], None] = field(default=print)
 
@@ -102,25 +107,21 @@ class Run:
         """
         if self.out.exists() or self.out.is_symlink():
             raise InvalidInput(expected="a directory that does not exist yet", got=str(self.out), where=("out",))
-        if self.spec.start_from is not None:
-            raise InvalidInput(
-                expected="a student that was cut from its teacher",
-                got=f"one that was cut from {self.spec.start_from.model}",
-                where=("spec",),
-                hint="`espalier submit-finish` finishes it on the server.",
-            )
+        self._check_given("start_from", self.start_from, self.spec.start_from)
+        self._check_given("corrected_teacher", self.corrected, self.spec.teacher.correction)
         state = self._state()
         search = self._search()
         if state.preparation is None:
             self.tell("Preparing: reading the teacher, packing the text.")
             preparation = prepare(
                 search,
-                model_roots=[self._teacher.parent],
+                model_roots=self._model_roots,
                 data_roots=self.data_roots,
                 artifacts=self.artifacts,
                 device=self.device,
             )
-            self._check_teacher(preparation)
+            _check_model("teacher", self.spec.teacher, preparation.teacher_digest)
+            _check_model("start_from", self.spec.start_from, preparation.origin_digest)
             state = self._save(replace(state, preparation=preparation))
         search = replace(search, preparation=state.preparation)
         result = self._train(search, state)
@@ -128,28 +129,42 @@ class Run:
         shutil.rmtree(self.folder)
 
     @property
-    def _teacher(self) -> Path:
-        return self.teacher.expanduser().resolve()
+    def _model_roots(self) -> list[Path]:
+        return [_whole(path).parent for path in (self.teacher, self.start_from) if path is not None]
 
     # --- what is run
+
+    def _check_given(self, option: str, given: Path | None, named: object) -> None:
+        """What the spec names is given, and nothing else."""
+        if (given is None) != (named is None):
+            raise InvalidInput(
+                expected=f"{'no ' if named is None else ''}--{option.replace('_', '-')}, as the spec names "
+                f"{'none' if named is None else 'one'}",
+                got=given and str(given),
+                where=(option,),
+            )
 
     def _search(self) -> SearchRecord:
         """The search of one candidate that this is, as a server would store it."""
         recipe = self.spec.recipe
         searched = SearchRequest(
-            teacher=TeacherRequest(model=self._teacher.name, ignore_attributes=self.spec.teacher.ignored_attributes),
+            teacher=_model_request(self.teacher, self.spec.teacher),
+            start_from=_model_request(self.start_from, self.spec.start_from)
+            if self.start_from and self.spec.start_from
+            else None,
             budgets=(BudgetRequest(params=self.spec.parameters),),
             data=recipe.data,
             distillation=recipe.distillation,
             strategy=StrategyRequest(seed=recipe.seed),
         )
         request = finishing_request(searched, self.spec.architecture, self.recipe)
-        new = plan(request, model_roots=[self._teacher.parent], data_roots=self.data_roots).new_search
+        new = plan(request, model_roots=self._model_roots, data_roots=self.data_roots).new_search
         return SearchRecord(
             id=self.spec.search_id,
             state=JobState.RUNNING,
             request=request,
-            teacher=replace(new.teacher, model=self._teacher.name),
+            teacher=new.teacher,
+            origin=new.origin,
             budgets=new.budgets,
             progress=Progress(planned=1),
             created_at=datetime.now(UTC),
@@ -157,6 +172,7 @@ class Run:
                 candidate_id=self.spec.candidate_id,
                 selection_artifact=self.artifacts.put_bytes(canonical_json(self.spec.selection).encode()),
                 checkpoint_artifact=self._distilled(),
+                correction=self._correction(),
             ),
         )
 
@@ -169,29 +185,33 @@ class Run:
             raise InvalidInput(
                 expected=f"an exported checkpoint, with {WEIGHTS}", got=str(self.checkpoint), where=("checkpoint",)
             )
-        digest = self.artifacts.put_file(weights)
-        if digest != self.spec.checkpoint_artifact:
+        wanted, fetch = self.spec.checkpoint_artifact, f"espalier export {self.spec.candidate_id}"
+        return self._take(weights, wanted, where="checkpoint", fetch=fetch)
+
+    def _correction(self) -> Correction | None:
+        """What the spec says of the corrected teacher, once its weights are among the artifacts."""
+        correction = self.spec.teacher.correction
+        if self.corrected is not None and correction is not None:
+            fetch = f"espalier corrected-teacher {self.spec.search_id}"
+            self._take(self.corrected, correction.artifact, where="corrected_teacher", fetch=fetch)
+        return correction
+
+    def _take(self, file: Path, wanted: str, *, where: str, fetch: str) -> str:
+        """Store a file whose digest the spec knows."""
+        digest = self.artifacts.put_file(file)
+        if digest != wanted:
             raise InvalidInput(
-                expected=f"the spec's own weights, whose SHA-256 is {self.spec.checkpoint_artifact}",
+                expected=f"the spec's own weights, whose SHA-256 is {wanted}",
                 got=digest,
-                where=("checkpoint",),
-                hint=f"`espalier export {self.spec.candidate_id}` fetches them.",
+                where=(where,),
+                hint=f"`{fetch}` fetches them.",
             )
         return digest
-
-    def _check_teacher(self, preparation: Preparation) -> None:
-        if preparation.teacher_digest != self.spec.teacher.digest:
-            raise UnusableTeacher(
-                expected=f"the spec's teacher {self.spec.teacher.model!r}, whose digest is {self.spec.teacher.digest}",
-                got=preparation.teacher_digest,
-                where=("teacher",),
-                hint="Its config or weights differ from what was searched.",
-            )
 
     # --- the run
 
     def _train(self, search: SearchRecord, state: State) -> tuple[RunResult, State]:
-        bench = Workbench.load(search, model_roots=[self._teacher.parent], artifacts=self.artifacts, device=self.device)
+        bench = Workbench.load(search, model_roots=self._model_roots, artifacts=self.artifacts, device=self.device)
         task = EvaluationTask(
             search=search,
             candidate_id=self.spec.candidate_id,
@@ -240,10 +260,20 @@ class Run:
         )
         made = self.folder / "checkpoint"
         shutil.rmtree(made, ignore_errors=True)
-        build_checkpoint(search, candidate, model_roots=[self._teacher.parent], artifacts=self.artifacts, out=made)
-        spec = replace(build_spec(search, candidate, self.artifacts), budget=self.spec.budget)
+        build_checkpoint(search, candidate, model_roots=self._model_roots, artifacts=self.artifacts, out=made)
+        spec = self._named_as_before(build_spec(search, candidate, self.artifacts))
         (made / "spec.json").write_text(json.dumps(to_json(spec), indent=2) + "\n", encoding="utf-8")
         made.rename(self.out)
+
+    def _named_as_before(self, spec: Spec) -> Spec:
+        """Models as the search named them, not by their paths here; the budget that the candidate was proposed for."""
+        origin = self.spec.start_from
+        return replace(
+            spec,
+            budget=self.spec.budget,
+            teacher=replace(spec.teacher, model=self.spec.teacher.model),
+            start_from=replace(spec.start_from, model=origin.model) if spec.start_from and origin else None,
+        )
 
     # --- its state
 
@@ -280,6 +310,25 @@ class Run:
         return state
 
 
+def _whole(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+def _model_request(path: Path, model: SpecTeacher) -> TeacherRequest:
+    """By its whole path, which lies below one of the roots."""
+    return TeacherRequest(model=str(_whole(path)), ignore_attributes=model.ignored_attributes)
+
+
+def _check_model(where: str, wanted: SpecTeacher | None, found: str | None) -> None:
+    if wanted is not None and found != wanted.digest:
+        raise UnusableTeacher(
+            expected=f"the spec's model {wanted.model!r}, whose digest is {wanted.digest}",
+            got=found,
+            where=(where,),
+            hint="Its config or weights differ from what was searched.",
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, 2 with a message on stderr where the input cannot work, 130 where it was interrupted."""
     parser = argparse.ArgumentParser(prog="espalier finish", description="Train a spec's student by its full recipe.")
@@ -289,6 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, required=True, help="tokens to train on")
     parser.add_argument("--out", type=Path, required=True, help="the directory to make; must not exist")
     parser.add_argument("--checkpoint", type=Path, help="the candidate's exported directory, to begin with")
+    parser.add_argument("--start-from", type=Path, help="the directory that the spec's student was cut from")
+    parser.add_argument("--corrected-teacher", type=Path, help="file of the corrected teacher that the spec names")
     parser.add_argument("--learning-rate", type=float, help="the peak; by default the brief run's")
     parser.add_argument("--rungs", type=int, default=20, help="how often to measure and to keep the run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
@@ -301,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start="distilled" if options.checkpoint else "pruned",
         )
         spec = read_spec(options.spec)
-        paths = {"teacher": options.teacher, "out": options.out, "checkpoint": options.checkpoint}
+        paths = {name: getattr(options, name) for name in ("teacher", "out", "checkpoint", "start_from")}
+        paths["corrected"] = options.corrected_teacher
         Run(spec=spec, recipe=recipe, data_roots=options.data_root, device=options.device, **paths).finish()
     except (EspalierError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

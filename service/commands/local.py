@@ -88,6 +88,12 @@ def finish(
             help="The candidate's exported directory, to begin with. [default: cut again]", show_default=False
         ),
     ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="The directory that the spec's student was cut from.", show_default=False)
+    ] = None,
+    corrected_teacher: Annotated[
+        Path | None, typer.Option(help="File of the corrected teacher that the spec names.", show_default=False)
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate. [default: the brief run's]", show_default=False)
     ] = None,
@@ -96,7 +102,12 @@ def finish(
     """Train a spec's student by its full recipe, here. Stopped, the same command goes on."""
     require_workers("torch", "transformers", "safetensors", "datasets", purpose="`espalier finish`")
     options = {"teacher": teacher, "tokens": tokens, "out": out, "rungs": rungs}
-    optional = {"checkpoint": checkpoint, "learning-rate": learning_rate}
+    optional = {
+        "checkpoint": checkpoint,
+        "start-from": start_from,
+        "corrected-teacher": corrected_teacher,
+        "learning-rate": learning_rate,
+    }
     given = options | {name: value for name, value in optional.items() if value is not None}
     arguments = [f"--{name}={value}" for name, value in given.items()] + [f"--data-root={root}" for root in data_root]
     raise typer.Exit(run_module("workers.finish", [*arguments, "--", str(spec)]))

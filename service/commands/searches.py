@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("best")(best)
     app.command("spec")(spec)
     app.command("export")(export)
+    app.command("corrected-teacher")(corrected_teacher)
     app.command("submit-finish")(submit_finish)
     app.command("cancel")(cancel)
     app.command("delete")(delete)
@@ -213,6 +214,23 @@ def export(
     else:
         console().print(facts([(name, f"{size:,} bytes") for name, size in sizes.items()]))
         console().print(f'Load it: transformers.AutoModelForCausalLM.from_pretrained("{folder}")')
+
+
+def corrected_teacher(
+    search_id: SearchId,
+    out: Annotated[Path, typer.Option(help="File to write; it must not exist.", show_default=False)],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: AsJson = False,
+) -> None:
+    """Fetch what candidates learn from. The weights of a teacher that the search corrected, as one safetensors file."""
+    with client(url, api_key) as espalier:
+        require_free(out)
+        espalier.corrected_teacher(search_id, out)
+    if as_json:
+        emit_json({"search_id": search_id, "file": str(out.absolute()), "bytes": out.stat().st_size})
+    else:
+        console().print(f"{out}: {out.stat().st_size:,} bytes. `espalier finish --corrected-teacher` takes it.")
 
 
 def submit_finish(

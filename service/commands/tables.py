@@ -83,11 +83,7 @@ def show_search(search: Json, out: Console) -> None:
                 ("state", search["state"]),
                 *([("error", search["error"])] if search["error"] else []),
                 ("teacher", f"{search['teacher']['model']}, {search['teacher']['parameters']:,} parameters"),
-                *(
-                    [("teacher's loss", f"{number(preparation['teacher_metrics'].get('validation_loss'))} nats/token")]
-                    if preparation
-                    else []
-                ),
+                *([("teacher's loss", _teacher_loss(preparation))] if preparation else []),
                 *(
                     (f"learning rate of budget {index}", _swept(sweep))
                     for index, sweep in enumerate(preparation["learning_rates"] if preparation else ())
@@ -102,6 +98,16 @@ def show_search(search: Json, out: Console) -> None:
             ]
         )
     )
+
+
+def _teacher_loss(preparation: Json) -> str:
+    """On the validation split, and what it was before a correction."""
+    loss = f"{number(preparation['teacher_metrics'].get('validation_loss'))} nats/token"
+    correction = preparation["correction"]
+    if correction is None:
+        return loss
+    before = number(correction["metrics_before"].get("validation_loss"))
+    return f"{loss} (corrected on {correction['tokens']:,} tokens: {before} before)"
 
 
 def _swept(sweep: Json) -> str:
@@ -233,6 +239,11 @@ def _compared(metric: str, student: Json, teacher: Json) -> str:
     return f"{number(student.get(metric))} nats/token (teacher {number(teacher.get(metric))})"
 
 
+def _correction(preview: Json) -> list[tuple[str, str]]:
+    memory = preview["correction_memory"]
+    return [("to correct the teacher", f"{quantity(memory['total'])} bytes on a GPU")] if memory else []
+
+
 def _kept_targets(cost: Json) -> str:
     if not cost["target_bytes"]:
         return "none: the teacher runs beside every candidate"
@@ -252,6 +263,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),
                 ("compute", f"{quantity(cost['flops'])} FLOPs"),
                 ("kept targets", _kept_targets(cost)),
+                *_correction(preview),
                 (
                     "GPU time",
                     f"{_hours(cost['gpu_hours'])} at {quantity(cost['assumed_flops_per_second'])} FLOP/s "

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse
 
-from search.errors import NotReady
+from search.errors import NotFound, NotReady
 from search.planning import Plan, Preview, plan, preview
 from search.ranking import rank
 from search.records import IdempotencyKey, JobState, RunState, SearchRecord
@@ -19,6 +20,9 @@ from service.errors import problems
 from service.searches.leaderboard import board, budget_of, inside, parse_position, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
 from service.settings import ServiceSettings
+
+#: No type is registered for it.
+_SAFETENSORS = "application/octet-stream"
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
 
@@ -167,6 +171,32 @@ def _prefers_csv(request: Request) -> bool:
     """Whether the Accept header names CSV and not JSON."""
     accept = request.headers.get("accept", "")
     return "text/csv" in accept and "json" not in accept
+
+
+@router.get(
+    "/{search_id}/corrected-teacher",
+    response_class=FileResponse,
+    responses={200: {"content": {_SAFETENSORS: {}}}, **problems(401, 404, 409)},
+)
+def download_corrected_teacher(search_id: SearchId, store: Database, artifacts: Artifacts) -> FileResponse:
+    """The weights that candidates learn from, where the search corrected the teacher first: one safetensors file with
+    Hugging Face's names, to stand beside the teacher's config. Ranges are honoured."""
+    search = store.get_search(search_id)
+    if search.request.teacher_correction is None and (search.continues is None or search.continues.correction is None):
+        raise NotFound("corrected teacher of search", search_id)
+    if search.preparation is None or search.preparation.correction is None:
+        raise NotReady(
+            f"the corrected teacher of search {search_id!r}",
+            state=search.state.value,
+            hint="It is there once the search has been prepared. Follow the search's events.",
+        )
+    digest = search.preparation.correction.artifact
+    return FileResponse(
+        artifacts.local_path(digest),
+        media_type=_SAFETENSORS,
+        filename=f"{search_id}-teacher.safetensors",
+        headers={"ETag": f'"{digest}"'},
+    )
 
 
 @router.get("/{search_id}/best", responses=problems(401, 404, 409, 422))

@@ -12,6 +12,7 @@ import pytest
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.correction import Correction
 from search.counting import non_embedding_parameters, parameters
 from search.data import DataRequest
 from search.distillation import HiddenState
@@ -19,6 +20,7 @@ from search.errors import IdempotencyMismatch, IllegalTransition, LeaseLost, Not
 from search.ports import Store
 from search.records import (
     CandidateRecord,
+    Continuation,
     DriverRecord,
     IdempotencyKey,
     JobState,
@@ -530,6 +532,28 @@ class EndingASearch:
         store.finish_search(lease, JobState.COMPLETED)
         all_of_it = set(map(digest, ("first", "second", "third", "fourth")))
         assert all_of_it <= set(store.delete_search(lease.subject_id))
+
+    def test_a_corrected_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
+        lease = running_search(store)
+        correction = Correction(artifact=digest("corrected"), tokens=64, learning_rate=1e-4, metrics_before={"l": 2.0})
+        prepared = replace(preparation(), correction=correction)
+        store.save_preparation(lease, prepared)
+        assert store.get_search(lease.subject_id).preparation == prepared
+        store.finish_search(lease, JobState.COMPLETED)
+        assert digest("corrected") in store.delete_search(lease.subject_id)
+
+    def test_what_a_finishing_goes_on_from_is_its_own_too(self, store: Store) -> None:
+        correction = Correction(artifact=digest("corrected"), tokens=64, learning_rate=1e-4, metrics_before={})
+        continues = Continuation(
+            candidate_id="c-1",
+            selection_artifact=digest("selection"),
+            checkpoint_artifact=digest("weights"),
+            correction=correction,
+        )
+        search = store.create_search(replace(new_search(), continues=continues))
+        assert search.continues == continues
+        store.cancel_search(search.id)
+        assert set(store.delete_search(search.id)) == set(map(digest, ("selection", "weights", "corrected")))
 
     def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
         scores = digest("shared scores")

@@ -300,6 +300,19 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
     assert cost.targets_pay_from == beside.targets_pay_from == fewest
 
 
+def test_correcting_the_teacher_costs_its_training_and_a_second_model(roots: Path) -> None:
+    plain, correcting = make_plan(roots), make_plan(roots, teacher_correction={"tokens": 32})
+    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    more = estimate_cost(correcting).flops - estimate_cost(plain).flops
+    assert more == pytest.approx(teacher_flops * (3 * 32 + 8 * (4 + 2)))
+    before, after = preview(plain), preview(correcting)
+    assert before.correction_memory is None
+    assert after.correction_memory is not None
+    assert after.correction_memory.weights == 4 * parameters(ARCHITECTURE)
+    for small, large in zip(before.budgets, after.budgets, strict=True):
+        assert large.most_training_bytes - small.most_training_bytes == 4 * parameters(ARCHITECTURE)
+
+
 @pytest.mark.parametrize(
     ("importance", "passes"),
     [

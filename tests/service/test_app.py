@@ -30,6 +30,7 @@ CALLS = {
     ("GET", "/v1/searches/{search_id}/events"),
     ("GET", "/v1/searches/{search_id}/leaderboard"),
     ("GET", "/v1/searches/{search_id}/best"),
+    ("GET", "/v1/searches/{search_id}/corrected-teacher"),
     ("GET", "/v1/candidates/{candidate_id}"),
     ("GET", "/v1/candidates/{candidate_id}/spec"),
     ("GET", "/v1/candidates/{candidate_id}/curve"),

@@ -345,6 +345,23 @@ def test_an_export_becomes_a_folder(espalier: Shell, ended: tuple[str, HandDrive
     assert "exists already" in taken.stderr
 
 
+def test_a_corrected_teacher_becomes_a_file(
+    espalier: Shell, served: Served, request_file: Path, tmp_path: Path
+) -> None:
+    search_id = espalier.json("submit", write_request(request_file, teacher_correction={"tokens": 1024}))["id"]
+    waiting = espalier("corrected-teacher", search_id, "--out", tmp_path / "teacher.safetensors")
+    assert waiting.exit_code == 1
+    assert "once the search has been prepared" in waiting.stderr
+    HandDriver(served).take(corrected=b"weights")
+    result = espalier.json("corrected-teacher", search_id, "--out", tmp_path / "teacher.safetensors")
+    assert result["bytes"] == 7
+    assert (tmp_path / "teacher.safetensors").read_bytes() == b"weights"
+    taken = espalier("corrected-teacher", search_id, "--out", tmp_path / "teacher.safetensors")
+    assert "exists already" in taken.stderr
+    shown = "\n".join(espalier.lines("show", search_id))
+    assert "corrected on 1,024 tokens: 1.7500 before" in shown
+
+
 # --- without a server
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import uvicorn
 
 from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
+from search.correction import Correction
 from search.counting import parameters
 from search.planning import feasible_sets
 from search.ports import ArtifactStore, Store
@@ -113,11 +114,11 @@ class HandDriver:
         assert self.lease is not None, "take a search first"
         return self.lease
 
-    def take(self) -> str:
-        """Lease the oldest search and prepare it; its id."""
+    def take(self, *, corrected: bytes | None = None) -> str:
+        """Lease the oldest search and prepare it, with a corrected teacher of these bytes; its id."""
         self.lease = self.served.store.lease_job("search", owner="hand", ttl_s=600)
         self.served.artifacts.put_bytes(FINGERPRINT.document)
-        self.served.store.save_preparation(self._lease, _preparation())
+        self.served.store.save_preparation(self._lease, replace(_preparation(), correction=self._correction(corrected)))
         return self._lease.subject_id
 
     def propose(self, count: int, *, budget_index: int = 0) -> Sequence[CandidateRecord]:
@@ -168,6 +169,12 @@ class HandDriver:
         lease = self.served.store.lease_job("export", owner="hand", ttl_s=600)
         assert lease is not None, "no export is queued"
         self.served.store.finish_export(lease, error=reason)
+
+    def _correction(self, weights: bytes | None) -> Correction | None:
+        if weights is None:
+            return None
+        artifact = self.served.artifacts.put_bytes(weights)
+        return Correction(artifact=artifact, tokens=1024, learning_rate=1e-4, metrics_before={"validation_loss": 1.75})
 
     def _result(self, candidate: CandidateRecord) -> RunResult:
         selection = canonical_json(_first(candidate.architecture))

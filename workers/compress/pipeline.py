@@ -34,12 +34,12 @@ from workers.compress.latency import latency_metrics
 from workers.compress.memory import available_bytes, fit
 from workers.compress.model import COMPUTE_DTYPE, build_model, count_parameters
 from workers.compress.provenance import Stopwatch, environment
+from workers.compress.storing import store_tensors
 from workers.compress.tasks import judge_all
 from workers.compress.workbench import (
     Workbench,
     best_selection,
     build_student,
-    store_tensors,
     student_config,
     training_of,
     windows_per_batch,

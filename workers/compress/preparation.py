@@ -1,16 +1,15 @@
 """What a search does once: read the teacher, pack the text, judge the teacher, score its parts, find learning rates."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import structlog
 from transformers import PreTrainedTokenizerBase
 
+from search.correction import Correction
 from search.errors import InvalidRequest
 from search.learning_rate import RateSweep, middle_of
 from search.planning import feasible_sets
@@ -20,6 +19,7 @@ from search.request import SearchRequest
 from search.serialization import canonical_json, from_json, to_json
 from search.texts import Texts, resolve_texts
 from workers.compress.corpus import pinned
+from workers.compress.correction import corrected, corrected_weights
 from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.evaluate import held_out_cross_entropy
@@ -28,10 +28,11 @@ from workers.compress.latency import latency_metrics
 from workers.compress.learning_rate import SWEEP_VERSION, find_rate
 from workers.compress.model import count_parameters
 from workers.compress.provenance import Stopwatch, environment
+from workers.compress.storing import key_of, store_tensors
 from workers.compress.tasks import Task, judge_all, load_layer_task, load_tasks
 from workers.compress.teacher import Teacher, check_finite
 from workers.compress.teaching import keep_targets
-from workers.compress.workbench import Workbench, begin, open_origin, open_teacher, store_tensors, windows_per_batch
+from workers.compress.workbench import Workbench, begin, open_origin, open_teacher, windows_per_batch
 
 log = structlog.get_logger(__name__)
 
@@ -69,13 +70,19 @@ def prepare(
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, source)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
     batch_windows = windows_per_batch(request)
+    with clock("correct_teacher"):
+        correction = _correction(search, teacher, identity.digest, tokens, artifacts)
+        teaching, teaching_digest = teacher, identity.digest
+        if correction is not None:
+            teaching = corrected(teacher, artifacts.local_path(correction.artifact))
+            teaching_digest = correction.artifact
     with clock("judge_teacher"):
-        teacher_metrics = _teacher_losses(teacher, tokens, batch_windows=batch_windows)
-        teacher_metrics |= judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
-        teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
+        teacher_metrics = _teacher_losses(teaching, tokens, batch_windows=batch_windows)
+        teacher_metrics |= judge_all(teaching.model, tasks, batch_tokens=request.distillation.batch_tokens)
+        teacher_metrics |= latency_metrics(teaching.model, request.evaluation.latency)
     with clock("run_teacher"):
         kept = keep_targets(
-            teacher, identity.digest, tokens, request.distillation, artifacts, batch_windows=batch_windows
+            teaching, teaching_digest, tokens, request.distillation, artifacts, batch_windows=batch_windows
         )
     with clock("score_importance"):  # late, so that what was found is referred to soon
         importance_artifact = _scores(source, source_identity.digest, tokens, layer_task, request, artifacts)
@@ -91,17 +98,44 @@ def prepare(
         seconds=clock.seconds,
         environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
         **kept,
+        correction=correction,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
     if request.distillation.learning_rate != "auto":
         return preparation
     states = request.distillation.hidden_losses
     with clock("find_learning_rates"):
-        bench = Workbench.of(teacher, source, preparation, artifacts, states=states, device=device)
+        bench = Workbench.of(teaching, source, preparation, artifacts, states=states, device=device)
         found = _find_rates(search, bench, preparation)
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
     return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
+
+
+def _correction(
+    search: SearchRecord, teacher: Teacher, teacher_digest: str, tokens: Tokens, artifacts: ArtifactStore
+) -> Correction | None:
+    """What students learn from, where that is not the teacher as it is: trained now, or once before."""
+    if search.continues is not None:
+        return search.continues.correction
+    request, wanted = search.request, search.request.teacher_correction
+    if wanted is None:
+        return None
+    artifact = corrected_weights(
+        teacher,
+        teacher_digest,
+        tokens.train,
+        tokens.digest,
+        wanted.training(request.distillation),
+        artifacts,
+        seed=request.strategy.seed,
+    )
+    return Correction(
+        artifact=artifact,
+        tokens=wanted.tokens,
+        learning_rate=wanted.learning_rate,
+        metrics_before=_teacher_losses(teacher, tokens, batch_windows=windows_per_batch(request)),
+    )
 
 
 def _teacher_losses(teacher: Teacher, tokens: Tokens, *, batch_windows: int) -> dict[str, float]:
@@ -129,7 +163,7 @@ def _keep_tokens(
     if reference is not None:
         models = {"teacher": [teacher_digest, str(teacher.dtype)], "reference": reference.identity}
         where = environment(str(teacher.model.device))
-        key = _digest({"packed": key, "selection": SELECTION_VERSION, **models, "ran": [batch_windows, where]})
+        key = key_of({"packed": key, "selection": SELECTION_VERSION, **models, "ran": [batch_windows, where]})
     found = artifacts.recall(key)
     if found is None:
         tokens = pack(texts, tokenizer, request, vocab_size=vocab_size, progress=_log_now_and_then())
@@ -168,7 +202,7 @@ def _scores(
     The key holds all that the scores follow from, to the last bit: numbers do not depend on what was found.
     """
     settings, batch_windows = request.importance, windows_per_batch(request)
-    key = _digest(
+    key = key_of(
         {
             "scores": SCORES_VERSION,
             "teacher": teacher_digest,
@@ -192,11 +226,16 @@ def _find_rates(search: SearchRecord, bench: Workbench, preparation: Preparation
     """The artifact of the sweeps for all budgets: one that an earlier search made, where there is one."""
     request, artifacts, tokens = search.request, bench.artifacts, bench.tokens
     architectures = [middle_of(feasible.points) for feasible in feasible_sets(search)]
-    key = _digest(
+    key = key_of(
         {
             "sweep": SWEEP_VERSION,
             "architectures": [architecture.digest for architecture in architectures],
-            "follow_from": [preparation.teacher_digest, tokens.digest, preparation.importance_artifact],
+            "follow_from": [
+                preparation.teacher_digest,
+                preparation.correction.artifact if preparation.correction else None,
+                tokens.digest,
+                preparation.importance_artifact,
+            ],
             "settings": [to_json(request.distillation), request.importance.head_residuals, request.strategy.seed],
             "kept": preparation.target_artifacts is not None,
             "environment": dict(preparation.environment),
@@ -228,7 +267,3 @@ def _check_tokenizer(source: Teacher, tokenizer: PreTrainedTokenizerBase) -> Non
             where=("start_from", "model"),
             hint="Students are compared with the teacher token by token.",
         )
-
-
-def _digest(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -4,14 +4,11 @@ Candidates (`pipeline`) and the sweeps of the learning rate (`preparation`) begi
 cut short.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from search.architecture import Architecture
@@ -25,6 +22,7 @@ from search.request import SearchRequest, TeacherRequest
 from search.selection import Selection
 from search.sources import resolve_teacher
 from workers.compress.checkpoint import fingerprint, parameters_of
+from workers.compress.correction import corrected
 from workers.compress.data import Tokens
 from workers.compress.distill import Training
 from workers.compress.hidden_losses import HiddenLosses
@@ -41,8 +39,9 @@ from workers.compress.teaching import targets_of
 class Workbench:
     """What all candidates of a search share on one worker. Read-only."""
 
+    #: What candidates learn from: the search's teacher, corrected where the request asks for that.
     teacher: Teacher
-    #: What candidates are cut from: the teacher, unless the request starts from another model.
+    #: What they are cut from: the teacher as it was, unless the request starts from another model.
     source: Teacher
     tokens: Tokens
     #: Of the source's parts.
@@ -70,6 +69,8 @@ class Workbench:
         source, identity = open_origin(search, model_roots=model_roots, device=device) or (teacher, identity)
         if source is not teacher and identity.digest != preparation.origin_digest:
             raise _changed(str(preparation.origin_digest), identity.digest, where="start_from")
+        if preparation.correction is not None:
+            teacher = corrected(teacher, artifacts.local_path(preparation.correction.artifact))
         states = search.request.distillation.hidden_losses
         return cls.of(teacher, source, preparation, artifacts, states=states, device=device)
 
@@ -180,15 +181,6 @@ def _changed(expected: str, got: str, *, where: str = "teacher") -> UnusableTeac
         where=(where, "model"),
         hint="The model directory was changed under the search; submit a new one.",
     )
-
-
-def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:
-    """One safetensors file as transformers writes it; its digest."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        path = Path(folder) / "model.safetensors"
-        save_file(contiguous, path, metadata={"format": "pt"})
-        return artifacts.put_file(path)
 
 
 def windows_per_batch(request: SearchRequest) -> int:

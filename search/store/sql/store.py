@@ -123,8 +123,7 @@ class SqlStore(Store):
         connection.execute(insert(searches).values(row | {"id": search_id}))
         search = LockedSearch(connection, search_id, self._clock)
         if new.continues is not None:
-            checkpoint = new.continues.checkpoint_artifact
-            search.refer(selection=[new.continues.selection_artifact], checkpoint=[checkpoint] if checkpoint else [])
+            search.refer(**new.continues.artifacts)
         _insert_job(search, search_id, "search")
         for tag in sorted(set(new.request.tags)):
             connection.execute(insert(tags).values(search_id=search_id, tag=tag))
@@ -287,15 +286,7 @@ class SqlStore(Store):
             written = search.connection.execute(update(searches).where(unprepared).values(preparation=preparation))
             if written.rowcount == 0:
                 return  # the first write wins
-            search.refer(
-                teacher=[preparation.teacher_digest, *filter(None, [preparation.origin_digest])],
-                tokens=[preparation.tokens_artifact],
-                importance=[preparation.importance_artifact],
-                tasks=[preparation.tasks_artifact] if preparation.tasks_artifact else [],
-                sweep=[preparation.learning_rates_artifact] if preparation.learning_rates_artifact else [],
-                targets=[digest for kept in (preparation.target_artifacts or {}).values() for digest in kept],
-                states=[digest for kept in preparation.state_artifacts.values() for digest in kept],
-            )
+            search.refer(**preparation.artifacts)
             search.append(
                 "search.prepared",
                 teacher_metrics=dict(preparation.teacher_metrics),

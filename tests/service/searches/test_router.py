@@ -1,14 +1,17 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from search.correction import Correction
 from search.errors import NotFound
 from search.records import JobState
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from search.spec import Spec
+from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
 
 
@@ -190,3 +193,30 @@ def test_a_budget_that_the_search_does_not_have_is_refused(client: TestClient) -
     response = client.get(f"/v1/searches/{submit(client)}/best", params={"budget": 2})
     assert response.status_code == 422
     assert response.json()["errors"][0]["expected"].startswith("the index of one of the search's 2 budgets")
+
+
+# --- a corrected teacher
+
+
+def test_a_corrected_teacher_can_be_fetched_once_it_is_there(client: TestClient, hand: DriverHand) -> None:
+    search_id = submit(client, teacher_correction={"tokens": 64})
+    path = f"/v1/searches/{search_id}/corrected-teacher"
+    before = client.get(path)
+    assert (before.status_code, before.json()["state"]) == (409, "queued")
+    correction = Correction(
+        artifact=hand.artifacts.put_bytes(b"weights"), tokens=64, learning_rate=1e-4, metrics_before={}
+    )
+    lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
+    assert lease is not None
+    hand.store.save_preparation(lease, replace(make_preparation(), correction=correction))
+    answer = client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"weights")
+    assert answer.headers["ETag"] == f'"{correction.artifact}"'
+    assert client.get(path, headers={"Range": "bytes=2-"}).content == b"ights"
+    assert client.get(f"/v1/searches/{search_id}").json()["preparation"]["correction"] == to_json(correction)
+
+
+def test_a_teacher_that_is_not_corrected_cannot_be_fetched(client: TestClient) -> None:
+    answer = client.get(f"/v1/searches/{submit(client)}/corrected-teacher")
+    assert answer.status_code == 404
+    assert "corrected teacher" in answer.json()["detail"]

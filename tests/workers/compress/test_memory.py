@@ -40,6 +40,12 @@ SHAPES = {
     "recomputed": Case(
         family="llama", windows=8, sequence_length=128, distillation=replace(PLAIN, activation_checkpointing=True)
     ),
+    "hidden losses": Case(
+        family="llama",
+        windows=2,
+        sequence_length=128,
+        distillation=replace(PLAIN, hidden_losses=("block_output", "embedding_output"), hidden_distance="mse"),
+    ),
     "another loss": Case(
         family="llama", windows=2, sequence_length=128, distillation=replace(PLAIN, loss="reverse_kl")
     ),

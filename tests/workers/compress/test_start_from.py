@@ -115,13 +115,36 @@ def test_its_checkpoint_has_the_config_of_the_smaller_model_s_family(
     assert config["num_hidden_layers"] == candidate.architecture.num_hidden_layers
 
 
-def test_finishing_it_at_home_is_refused(
+def test_finishing_it_at_home_takes_both_models(
     home: Home, search: SearchRecord, candidate: CandidateRecord, tmp_path: Path
 ) -> None:
     spec = build_spec(search, candidate, home.artifacts)
-    recipe = FinishRequest(tokens=1_024, start="pruned")
+    recipe = FinishRequest(tokens=1_024, rungs=1, start="pruned")
     run = Run(spec=spec, recipe=recipe, teacher=home.models / "tiny", data_roots=[home.data], out=tmp_path / "out")
-    with pytest.raises(InvalidInput, match="espalier submit-finish"):
+    with pytest.raises(InvalidInput, match="--start-from"):
+        run.finish()
+    elsewhere = tmp_path / "tiny"  # named like the teacher
+    shutil.copytree(home.models / "smaller", elsewhere)
+    replace(run, start_from=elsewhere).finish()
+    finished = from_json(Spec, json.loads((tmp_path / "out" / "spec.json").read_text()))
+    assert (finished.teacher, finished.start_from) == (spec.teacher, spec.start_from)
+    before = {m.metric: m.value for m in finished.measurements if m.tokens == 0}
+    assert before["validation_loss"] == pytest.approx(candidate.metric_before("validation_loss"), rel=1e-6)
+
+
+def test_finishing_it_at_home_takes_no_other_smaller_model(
+    home: Home, search: SearchRecord, candidate: CandidateRecord, tmp_path: Path
+) -> None:
+    spec = build_spec(search, candidate, home.artifacts)
+    run = Run(
+        spec=spec,
+        recipe=FinishRequest(tokens=1_024, start="pruned"),
+        teacher=home.models / "tiny",
+        start_from=home.models / "tiny",
+        data_roots=[home.data],
+        out=tmp_path / "out",
+    )
+    with pytest.raises(UnusableTeacher, match="'smaller'"):
         run.finish()
 
 

@@ -1,0 +1,27 @@
+"""Tensors as artifacts, and the keys under which artifacts are found again."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from search.ports import ArtifactStore
+
+
+def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:
+    """One safetensors file as transformers writes it; its digest."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(contiguous, path, metadata={"format": "pt"})
+        return artifacts.put_file(path)
+
+
+def key_of(follows_from: Mapping[str, Any]) -> str:
+    """The key of what follows from these values, which JSON can hold: see `ArtifactStore.remember`."""
+    return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()

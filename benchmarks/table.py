@@ -105,16 +105,12 @@ class Table:
 
 
 def runs(search: SearchRecord) -> Iterator[tuple[int, Architecture, int]]:
-    """Budget, architecture and seed of every run: first all once, then the repetitions, budgets in turn."""
-    found = [
-        (at, budget_index, point)
-        for budget_index, feasible in enumerate(feasible_sets(search))
-        for at, point in enumerate(feasible.points)
-    ]
-    for seed in range(SEEDS):
-        for at, budget_index, point in sorted(found, key=lambda entry: entry[0]):
-            if seed == 0 or at % REPEAT_EVERY == 0:
-                yield budget_index, point, seed
+    """Budget, architecture and seed of every run: of a budget first all once, then the repetitions."""
+    for budget_index, feasible in enumerate(feasible_sets(search)):
+        for seed in range(SEEDS):
+            for at, point in enumerate(feasible.points):
+                if seed == 0 or at % REPEAT_EVERY == 0:
+                    yield budget_index, point, seed
 
 
 def run(search: SearchRecord, bench: Workbench, budget_index: int, point: Architecture, seed: int) -> Entry:
@@ -157,9 +153,7 @@ def prepared(folder: Path, data: Path) -> tuple[SearchRecord, Workbench]:
         progress=Progress(planned=new.planned),
         created_at=datetime.now(UTC),
     )
-    preparation = prepare(
-        search, model_roots=roots["model_roots"], data_roots=roots["data_roots"], artifacts=artifacts
-    )
+    preparation = prepare(search, model_roots=roots["model_roots"], data_roots=roots["data_roots"], artifacts=artifacts)
     search = replace(search, preparation=preparation)
     return search, Workbench.load(search, model_roots=roots["model_roots"], artifacts=artifacts)
 
@@ -196,10 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--home", type=Path, help="keeps what is prepared for the next call; by default a passing one")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="espalier-table-") as folder:
-        search, bench = prepared(Path(folder), Path(os.environ["ESPALIER_DATA_DIR"]))
+    with tempfile.TemporaryDirectory(prefix="espalier-table-") as passing:
+        search, bench = prepared(chosen.home or Path(passing), Path(os.environ["ESPALIER_DATA_DIR"]))
         record(search, bench, chosen.out)
     return 0
 

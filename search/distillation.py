@@ -1,5 +1,6 @@
 """`DistillationRequest`: how every candidate is trained before it is judged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,6 +13,11 @@ DistillationLoss = Literal[TeacherLoss, "cross_entropy"]
 HiddenState = Literal["block_output", "embedding_output"]
 TargetsDtype = Literal["exact", "bfloat16", "float16"]
 HiddenDistance = Literal["cosine", "mse"]
+
+
+def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
+    """The optimiser steps after which a run is measured: at least one each, ascending, the last one is `steps`."""
+    return tuple(sorted({max(1, round(fraction * steps)) for fraction in fractions}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

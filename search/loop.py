@@ -4,21 +4,25 @@
 
     prepare the teacher, the text and the importance scores, unless that is stored already
     show the strategies what is stored
-    while candidates can run or be proposed:
-        start stored candidates that have not run; propose new ones where slots are free
+    while candidates can run, go on or be proposed:
+        start stored candidates that wait; where slots are free, promote paused ones or propose new ones
         write down what the workers report
+
+With `strategy.halving` a candidate pauses at every rung, and goes on if it is among the best there
+(`search.promotion`). Its run is kept meanwhile, and any worker may take it up.
 
 Everything is written to the store before anything follows from it, so that the loop may die at any point: whoever
 runs it next, with strategies made from the same arguments, goes on where the store says.
 
-*Deterministic mode* (``strategy.deterministic``): candidates come in generations of ``limits.max_parallel``; a
-generation is stored in one transaction, and the next is proposed only when all of it is final and its results were
-told in the candidates' order. What is proposed then follows from request and results alone: neither timing, nor the
-number of workers, nor an interruption changes it.
+*Deterministic mode* (``strategy.deterministic``): candidates come, and go on, in generations of
+``limits.max_parallel``; a generation is stored in one transaction, and the next is decided on only when all of it is
+final or paused and its results were told in the candidates' order. What is decided then follows from request and
+results alone: neither timing, nor the number of workers, nor an interruption changes it.
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from search.counting import parameters
@@ -32,10 +36,12 @@ from search.ports import (
     RunFailed,
     RunFinished,
     RunMeasured,
+    RunPaused,
     RunStarted,
     Store,
     Strategy,
 )
+from search.promotion import next_rung, promotable
 from search.records import CandidateRecord, JobState, Lease, Proposal, RunState, SearchRecord
 
 #: A candidate whose worker died this many times under one driver is given up: it may be what kills them.
@@ -109,8 +115,8 @@ class _Loop:
         self.candidates: dict[str, CandidateRecord] = {}
         #: Stored candidates that no worker has.
         self.waiting: deque[CandidateRecord] = deque()
-        #: Runs that the evaluator has.
-        self.running: set[str] = set()
+        #: Runs that the evaluator has, and the tokens at which they pause; None: at none.
+        self.running: dict[str, int | None] = {}
         #: Candidates that changed since the strategies last looked, by number.
         self.untold: dict[int, CandidateRecord] = {}
         self.losses: Counter[str] = Counter()
@@ -124,6 +130,7 @@ class _Loop:
             self.slots = self.evaluator.start(self.search)
             self._recall()
             self._evaluate()
+            self._stop_paused()
         except _Cancelled:
             return JobState.CANCELLED, None
         except InvalidInput as problem:  # the teacher or the text, once they were looked into
@@ -156,7 +163,7 @@ class _Loop:
         """Take up what an earlier driver left."""
         for candidate in self.store.candidates(self.search.id):
             self._note(candidate)
-            if not candidate.state.is_final:
+            if candidate.state is RunState.PENDING:
                 self.waiting.append(candidate)
 
     def _note(self, candidate: CandidateRecord) -> None:
@@ -172,18 +179,24 @@ class _Loop:
             for event in self.evaluator.poll(POLL_S):
                 self._write_down(event)
 
+    def _stop_paused(self) -> None:
+        """Nobody else will be promoted. What the others were kept in goes while the search is still ours."""
+        if any(candidate.state is RunState.PAUSED for candidate in self.candidates.values()):
+            self.store.stop_paused(self.lease)
+            self.reclaim()
+
     # --- ask --------------------------------------------------------------------------------------------------------
 
     def _fill_slots(self) -> None:
         while len(self.running) < self.slots:
             if not self.waiting:
-                self._propose()
+                self._open_generation()
             if not self.waiting:
                 return
             self._submit(self.waiting.popleft())
 
     def _submit(self, candidate: CandidateRecord) -> None:
-        self.running.add(candidate.run_id)
+        self.running[candidate.run_id] = until = self._until(candidate)
         self.evaluator.submit(
             EvaluationTask(
                 search=self.search,
@@ -194,19 +207,50 @@ class _Loop:
                 seed=candidate.seed,
                 budget_index=candidate.budget_index,
                 partial=candidate.partial,
+                until=until,
             )
         )
 
-    def _propose(self) -> None:
-        """Store what the strategies propose next: a generation, or one candidate; nothing when they are through."""
+    def _until(self, candidate: CandidateRecord) -> int | None:
+        """The rung at which it pauses; None: it is on its way to the end."""
+        request = self.search.request
+        tokens = next_rung(candidate, request.rung_tokens) if request.strategy.halving else None
+        return None if tokens == request.distillation.tokens else tokens
+
+    def _open_generation(self) -> None:
+        """Store what goes on or begins next: a generation, or one candidate; nothing where there is nothing left."""
         deterministic = self.search.request.strategy.deterministic
         if deterministic and self.running:
-            return  # the generation is not final yet
+            return  # the generation is still on its way
         self._tell()
-        proposals = self._ask(self.search.request.limits.max_parallel if deterministic else 1)
-        for candidate in self.store.add_candidates(self.lease, proposals) if proposals else ():
-            self._note(candidate)
-            self.waiting.append(candidate)
+        count = self.search.request.limits.max_parallel if deterministic else 1
+        promoted = self._promote(count, is_closed=False)
+        proposals = self._ask(count - len(promoted))
+        if not promoted and not proposals and not self.running:
+            promoted = self._promote(count, is_closed=True)
+        if promoted or proposals:
+            for candidate in self.store.add_candidates(self.lease, proposals, promoted=promoted):
+                self._note(candidate)
+                self.waiting.append(candidate)
+
+    def _promote(self, count: int, *, is_closed: bool) -> list[str]:
+        """Runs of up to `count` paused candidates that may go on; those of the first budget first."""
+        request = self.search.request
+        if request.strategy.halving is None:
+            return []
+        factor = request.strategy.halving.reduction_factor
+        chosen: list[str] = []
+        for budget_index in range(len(self.strategies)):
+            known = {run: each for run, each in self.candidates.items() if each.budget_index == budget_index}
+            while len(chosen) < count:
+                best = promotable(
+                    list(known.values()), request.rung_tokens, reduction_factor=factor, is_closed=is_closed
+                )
+                if best is None:
+                    break
+                chosen.append(best.run_id)
+                known[best.run_id] = replace(best, state=RunState.PENDING)
+        return chosen
 
     def _ask(self, count: int) -> list[Proposal]:
         """Up to `count` proposals, each for the budget that has the fewest candidates."""
@@ -247,26 +291,29 @@ class _Loop:
 
     def _tell(self) -> None:
         """Show the strategies what has changed, in the order of the candidates' numbers."""
-        for number, candidate in sorted(self.untold.items()):
-            self.strategies[candidate.budget_index].observe(
-                Observation(
-                    number=number, architecture=candidate.architecture, state=candidate.state, loss=candidate.loss
-                )
-            )
+        for _, candidate in sorted(self.untold.items()):
+            self.strategies[candidate.budget_index].observe(_observation(candidate))
         self.untold.clear()
 
     def _write_down(self, event: EvaluationEvent) -> None:
         match event:
             case RunStarted(run_id, worker):
                 self.store.start_run(self.lease, run_id, worker=worker)
-            case RunMeasured(run_id, measurements, partial):
-                self.store.record(self.lease, run_id, measurements, partial=partial)
-                if partial is not None:
-                    self.reclaim()
+            case RunMeasured():
+                self._record(event)
+            case RunPaused(run_id):
+                self._end(run_id)
             case RunFinished():
                 self._finish(event)
             case RunFailed():
                 self._fail(event)
+
+    def _record(self, event: RunMeasured) -> None:
+        # a run pauses in the transaction that stores its rung: whoever finds it later knows that it was not promoted
+        pauses = self.running[event.run_id] in {measurement.tokens for measurement in event.measurements}
+        self.store.record(self.lease, event.run_id, event.measurements, partial=event.partial, pauses=pauses)
+        if event.partial is not None:
+            self.reclaim()
 
     def _finish(self, event: RunFinished) -> None:
         planned = self.candidates[event.run_id].parameters
@@ -288,10 +335,10 @@ class _Loop:
 
     def _end(self, run_id: str) -> None:
         """The evaluator has this run no longer; what became of it, the store knows."""
-        self.running.remove(run_id)
+        del self.running[run_id]
         candidate = self.store.get_candidate(self.candidates[run_id].id)
         self._note(candidate)
-        if not candidate.state.is_final:
+        if candidate.state is RunState.PENDING:
             self.waiting.appendleft(candidate)
         self.reclaim()
 
@@ -307,6 +354,21 @@ class _Loop:
             return JobState.COMPLETED, None
         reason = next((candidate.error for candidate in ended if candidate.error), "none was proposed")
         return JobState.FAILED, f"no candidate completed: {reason}"
+
+
+_HELD = (RunState.COMPLETED, RunState.PAUSED, RunState.STOPPED)
+
+
+def _observation(candidate: CandidateRecord) -> Observation:
+    """What strategies learn of it: how far it came, and its loss there, unless it is on its way or failed."""
+    tokens = candidate.reached if candidate.state in _HELD else None
+    return Observation(
+        number=candidate.number,
+        architecture=candidate.architecture,
+        state=candidate.state,
+        tokens=tokens,
+        loss=None if tokens is None else candidate.loss_at(tokens),
+    )
 
 
 def _fewest_first(sizes: Counter[int]) -> list[tuple[int, int]]:

@@ -52,12 +52,14 @@ class SystemClock(Clock):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What is known of a candidate: `loss` while COMPLETED, None while it runs or after it failed."""
+    """What is known of a candidate: `loss` is its last one where it is COMPLETED, or PAUSED or STOPPED at a rung."""
 
     number: int
     architecture: Architecture
     state: RunState
     loss: float | None = None
+    #: Tokens of distillation after which that was measured; None where there is none.
+    tokens: int | None = None
 
 
 class Strategy(ABC):
@@ -96,6 +98,8 @@ class EvaluationTask:
     budget_index: int = 0
     #: What an earlier attempt left, to be gone on with.
     partial: PartialRun | None = None
+    #: Tokens of the rung at which it pauses; None: it runs to the end.
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,13 @@ class RunFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class RunPaused:
+    """The rung that the task named was reached; its measurements came before."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunFailed:
     """The run ended without a result. `lost`: its worker died, which says nothing about the candidate."""
 
@@ -133,14 +144,17 @@ class RunFailed:
     lost: bool = False
 
 
-EvaluationEvent = RunStarted | RunMeasured | RunFinished | RunFailed
+EvaluationEvent = RunStarted | RunMeasured | RunPaused | RunFinished | RunFailed
+
+#: After one of them nothing more comes of a run, until it is submitted again.
+RUN_ENDS = (RunPaused, RunFinished, RunFailed)
 
 
 class Evaluator(ABC):
     """Evaluates candidates, several at a time, elsewhere.
 
     Owned by one loop thread. `submit` returns at once; events of one run come in order, `RunStarted` first and
-    exactly one of `RunFinished`/`RunFailed` last; runs cancelled report nothing more.
+    exactly one of `RunPaused`/`RunFinished`/`RunFailed` last; runs cancelled report nothing more.
     """
 
     @abstractmethod
@@ -341,10 +355,16 @@ class Store(ABC):
         """Once per search; its artifacts are registered."""
 
     @abstractmethod
-    def add_candidates(self, lease: Lease, proposals: Sequence[Proposal]) -> Sequence[CandidateRecord]:
-        """Store a generation in one transaction, each with one PENDING run of the search's seed.
+    def add_candidates(
+        self, lease: Lease, proposals: Sequence[Proposal], *, promoted: Sequence[str] = ()
+    ) -> Sequence[CandidateRecord]:
+        """Store a generation in one transaction: new candidates, each with one PENDING run of the search's seed, and
+        PAUSED runs that become PENDING.
 
         A proposal whose architecture the search already has is left out of the answer and not stored.
+
+        Returns:
+            The promoted candidates in the order given, then the new ones.
         """
 
     @abstractmethod
@@ -354,10 +374,16 @@ class Store(ABC):
 
     @abstractmethod
     def record(
-        self, lease: Lease, run_id: str, measurements: Sequence[Measurement], *, partial: PartialRun | None = None
+        self,
+        lease: Lease,
+        run_id: str,
+        measurements: Sequence[Measurement],
+        *,
+        partial: PartialRun | None = None,
+        pauses: bool = False,
     ) -> None:
         """Add measurements. The first write of a (run, tokens, metric) wins. A partial run takes the place of the one
-        before; its artifact is registered."""
+        before; its artifact is registered. Where the run `pauses` with them, RUNNING becomes PAUSED."""
 
     @abstractmethod
     def reclaim(self, search_id: str) -> Sequence[str]:
@@ -368,6 +394,10 @@ class Store(ABC):
     @abstractmethod
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
         """RUNNING becomes COMPLETED; its artifacts are registered."""
+
+    @abstractmethod
+    def stop_paused(self, lease: Lease) -> None:
+        """PAUSED runs become STOPPED: they will not go on."""
 
     @abstractmethod
     def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:

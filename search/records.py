@@ -60,12 +60,16 @@ class RunState(StrEnum):
     PENDING = "pending"
     #: On a worker.
     RUNNING = "running"
+    #: At a rung, kept; whether it goes on depends on others.
+    PAUSED = "paused"
     #: Every rung measured.
     COMPLETED = "completed"
     #: Ended with a reason, which is stored.
     FAILED = "failed"
     #: Its search was cancelled first.
     CANCELLED = "cancelled"
+    #: Ended at a rung, as others were better there.
+    STOPPED = "stopped"
 
     @property
     def is_final(self) -> bool:
@@ -75,10 +79,14 @@ class RunState(StrEnum):
 
 RUN_TRANSITIONS: Mapping[RunState, frozenset[RunState]] = {
     RunState.PENDING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.RUNNING: frozenset({RunState.PENDING, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}),
+    RunState.RUNNING: frozenset(
+        {RunState.PENDING, RunState.PAUSED, RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}
+    ),
+    RunState.PAUSED: frozenset({RunState.PENDING, RunState.STOPPED, RunState.CANCELLED}),
     RunState.COMPLETED: frozenset(),
     RunState.FAILED: frozenset(),
     RunState.CANCELLED: frozenset(),
+    RunState.STOPPED: frozenset(),
 }
 
 
@@ -207,9 +215,11 @@ class Progress:
     planned: int
     pending: int = 0
     running: int = 0
+    paused: int = 0
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    stopped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,6 +373,16 @@ class CandidateRecord:
     def metric_before(self, name: str) -> float | None:
         """The value of `name` before any distillation."""
         return next((m.value for m in self.measurements if m.metric == name and m.tokens == 0), None)
+
+    @property
+    def reached(self) -> int | None:
+        """Tokens of the last rung that it was measured at; None before the first."""
+        return max((m.tokens for m in self.measurements if m.metric == "validation_loss" and m.tokens), default=None)
+
+    def loss_at(self, tokens: int) -> float | None:
+        """Its validation loss after so many tokens; None where it was not measured then."""
+        at = (m.value for m in self.measurements if m.metric == "validation_loss" and m.tokens == tokens)
+        return next(at, None)
 
     @property
     def loss(self) -> float | None:

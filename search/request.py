@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from search.architecture import AXES
 from search.correction import CorrectionRequest
 from search.data import DataRequest
-from search.distillation import DistillationRequest
+from search.distillation import DistillationRequest, rung_steps
 from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.schema import SCHEMA as _SCHEMA
@@ -247,6 +247,19 @@ _SCORES_WITH: dict[str, tuple[str, tuple[WidthScore | LayerScore, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HalvingRequest:
+    """Successive halving (ASHA, arXiv 1810.05934): every candidate begins, those that are best at a rung go on."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    reduction_factor: int = 2
+    """Of the candidates of a budget that reach a rung, one in so many goes on to the next."""
+
+    def __post_init__(self) -> None:
+        _require(self.reduction_factor >= 2, expected="at least 2", got=self.reduction_factor, where="reduction_factor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyRequest:
     """How architectures are proposed."""
 
@@ -258,11 +271,14 @@ class StrategyRequest:
     """Candidates proposed per budget, at most."""
     rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
+    halving: HalvingRequest | None = None
+    """Whether candidates that are behind at a rung are stopped there. Null: each is distilled to its end. Rungs that
+    double, such as [0.125, 0.25, 0.5, 1], go with a factor of 2."""
     seed: int = 0
     """Seeds the proposals and the order of the training windows."""
     deterministic: bool = False
-    """Propose in generations of `limits.max_parallel` and learn from each in order, so that the leaderboard does not
-    depend on which candidate finishes first."""
+    """Propose, and promote, in generations of `limits.max_parallel` and learn from each in order, so that the
+    leaderboard does not depend on which candidate finishes first."""
 
     def __post_init__(self) -> None:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
@@ -271,6 +287,12 @@ class StrategyRequest:
         _require(
             len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,
             expected="ascending fractions in (0, 1] that end at 1",
+            got=list(self.rungs),
+            where="rungs",
+        )
+        _require(
+            self.halving is None or len(self.rungs) > 1,
+            expected="a rung before the last to stop at",
             got=list(self.rungs),
             where="rungs",
         )
@@ -355,6 +377,14 @@ class SearchRequest:
             got=tokens,
             where="teacher_correction.tokens",
             hint="The teacher is corrected on the text that candidates are trained on.",
+        )
+
+    @property
+    def rung_tokens(self) -> tuple[int, ...]:
+        """The tokens after which a candidate is measured, ascending; the last is its whole run."""
+        distillation = self.distillation
+        return tuple(
+            step * distillation.batch_tokens for step in rung_steps(self.strategy.rungs, steps=distillation.steps)
         )
 
     @property

@@ -12,6 +12,7 @@ from search.ports import (
     RunFailed,
     RunFinished,
     RunMeasured,
+    RunPaused,
     RunStarted,
 )
 from search.records import RunResult
@@ -40,8 +41,9 @@ def run_events(bench: Workbench, task: EvaluationTask, *, worker: str) -> Iterat
         for news in evaluate(bench, task):
             if isinstance(news, RunResult):
                 yield RunFinished(task.run_id, news)
-            else:
-                yield RunMeasured(task.run_id, news.measurements, news.partial)
+                return
+            yield RunMeasured(task.run_id, news.measurements, news.partial)
+        yield RunPaused(task.run_id)
     except CandidateFailed as failure:
         yield RunFailed(task.run_id, failure.reason)
 

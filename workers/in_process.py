@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import structlog
 
 from search.errors import Interrupted
-from search.ports import EvaluationEvent, EvaluationTask, Evaluator, RunFailed, RunFinished
+from search.ports import RUN_ENDS, EvaluationEvent, EvaluationTask, Evaluator, RunFailed
 from search.records import Preparation, SearchRecord
 from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench
@@ -73,7 +73,7 @@ class InProcessEvaluator(Evaluator):
         except Exception as error:
             log.exception("candidate raised", candidate=self._task.candidate_id)
             event = RunFailed(self._task.run_id, in_words(error))
-        if isinstance(event, RunFinished | RunFailed):
+        if isinstance(event, RUN_ENDS):
             self._forget()
         return (event,)
 

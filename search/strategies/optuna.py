@@ -23,9 +23,11 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _TRIAL_STATES = {
     RunState.PENDING: TrialState.RUNNING,
     RunState.RUNNING: TrialState.RUNNING,
+    RunState.PAUSED: TrialState.PRUNED,
     RunState.COMPLETED: TrialState.COMPLETE,
     RunState.FAILED: TrialState.FAIL,
     RunState.CANCELLED: TrialState.FAIL,
+    RunState.STOPPED: TrialState.PRUNED,
 }
 
 
@@ -37,7 +39,9 @@ def startup_candidates(max_candidates: int) -> int:
 class TpeStrategy(Strategy):
     """TPE over relative positions on the outer axes; the proposal is the closest feasible point that is left.
 
-    TPE never learns of what it suggested, only of the point that was evaluated instead. Every ask builds a study in
+    TPE never learns of what it suggested, only of the point that was evaluated instead. Candidates that were stopped
+    at a rung, or wait there, are pruned trials to it: worse than all that came further, ordered by their losses there.
+    Every ask builds a study in
     memory from the observations (0.2 s for 1,000 of them) and a sampler with a seed of its own: a sampler's random
     state could not be restored after a restart, and this way there is none.
 
@@ -74,9 +78,11 @@ class TpeStrategy(Strategy):
         return study
 
     def _trial(self, observation: Observation) -> FrozenTrial:
+        state, tokens, loss = _TRIAL_STATES[observation.state], observation.tokens, observation.loss
         return optuna.create_trial(
-            state=_TRIAL_STATES[observation.state],
-            value=observation.loss,
+            state=state,
+            value=loss if state is TrialState.COMPLETE else None,
+            intermediate_values={} if tokens is None or loss is None else {tokens: loss},
             params=self._feasible.position(observation.architecture),
             distributions=self._distributions,
         )

@@ -16,6 +16,7 @@ from search.errors import InsufficientText, Interrupted, LeaseLost
 from search.loop import MAX_LOSSES, run_search
 from search.ports import Store
 from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord
+from search.request import HalvingRequest
 from search.space import FeasibleSet, SearchSpace
 from search.store.sql import SqlStore
 from search.strategies import make_strategy
@@ -25,7 +26,7 @@ from tests.support.submissions import TEACHER, submission
 
 TTL_S = 30.0
 #: A leaderboard row: all that must not depend on what happened on the way.
-Row = tuple[int, int, str, RunState, float | None]
+Row = tuple[int, int, str, RunState, int | None, float | None]
 
 
 def never() -> bool:
@@ -58,7 +59,7 @@ class House:
 
     @property
     def rows(self) -> list[Row]:
-        return [(c.number, c.budget_index, c.architecture.digest, c.state, c.loss) for c in self.candidates]
+        return [(c.number, c.budget_index, c.architecture.digest, c.state, c.reached, c.loss) for c in self.candidates]
 
     def drive(
         self,
@@ -166,6 +167,83 @@ def test_a_stored_preparation_is_not_made_again(house: Callable[..., House]) -> 
         home.drive(evaluator, should_stop=after(4))
     home.drive(evaluator)
     assert evaluator.prepared == 1
+
+
+# --- successive halving ---------------------------------------------------------------------------------------------
+
+HALVING = HalvingRequest()
+
+
+def test_the_best_of_each_rung_go_on_and_the_others_stop_there(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=8, max_parallel=8, deterministic=True, halving=HALVING)
+    evaluator = ScriptedEvaluator(slots=8)
+    home.drive(evaluator)
+    assert home.search.state is JobState.COMPLETED
+    best_first = sorted(home.candidates, key=lambda c: scripted_loss(c.architecture))
+    assert [c.reached for c in best_first] == [100, 100, 50, 50, 25, 25, 25, 25]
+    assert [c.state for c in best_first] == [RunState.COMPLETED] * 2 + [RunState.STOPPED] * 6
+    assert [c.loss is None for c in best_first] == [False] * 2 + [True] * 6
+    assert home.num_artifacts == 0, "what the stopped ones were kept in"
+
+
+def test_who_goes_on_does_so_from_its_rung(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=8, halving=HALVING)
+    evaluator = ScriptedEvaluator()
+    home.drive(evaluator)
+    for candidate in home.candidates:
+        tasks = [task for task in evaluator.submitted if task.run_id == candidate.run_id]
+        assert [task.until for task in tasks] == [25, 50, None][: len(tasks)]
+        assert [task.partial and task.partial.tokens for task in tasks] == [None, 25, 50][: len(tasks)]
+        assert [m.tokens for m in candidate.measurements if m.metric == "validation_loss"] == list(
+            RUNGS[: len(tasks) + 1]
+        )
+
+
+def test_nothing_waits_for_a_rung_to_fill(house: Callable[..., House]) -> None:
+    """Of two that have reached it, the better one goes on before a third begins."""
+    home = house(kind="exhaustive", max_candidates=8, max_parallel=1, halving=HALVING)
+    evaluator = ScriptedEvaluator(slots=1)
+    home.drive(evaluator)
+    numbers = {candidate.run_id: candidate.number for candidate in home.candidates}
+    order = [(numbers[task.run_id], task.until) for task in evaluator.submitted]
+    better = min(home.candidates[:2], key=lambda c: scripted_loss(c.architecture))
+    assert order[:3] == [(0, 25), (1, 25), (better.number, 50)]
+
+
+def test_a_single_candidate_runs_to_its_end(house: Callable[..., House]) -> None:
+    home = house(max_candidates=1, halving=HALVING)
+    home.drive(ScriptedEvaluator())
+    assert [(c.state, c.reached) for c in home.candidates] == [(RunState.COMPLETED, 100)]
+
+
+def test_each_budget_ends_with_a_candidate(house: Callable[..., House]) -> None:
+    home = house(ratios=(0.5, 0.7), max_candidates=3, halving=HalvingRequest(reduction_factor=4))
+    home.drive(ScriptedEvaluator())
+    completed = [c.budget_index for c in home.candidates if c.state is RunState.COMPLETED]
+    assert sorted(completed) == [0, 1]
+
+
+def test_one_that_fails_after_it_was_promoted_leaves_its_place(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=4, max_parallel=4, deterministic=True, halving=HALVING)
+    points = sorted(home.sets[0].points[:4], key=scripted_loss)
+    home.drive(ScriptedEvaluator(slots=4, script={points[0].digest: (None, None, FAIL)}))
+    states = {c.architecture.digest: c.state for c in home.candidates}
+    assert states[points[0].digest] is RunState.FAILED
+    assert states[points[1].digest] is RunState.COMPLETED
+    assert home.search.state is JobState.COMPLETED
+
+
+def test_cancelling_ends_those_that_wait_at_a_rung(house: Callable[..., House]) -> None:
+    home = house(max_candidates=8, halving=HALVING)
+
+    def cancel_at_the_first_pause() -> None:
+        if home.search.progress.paused and home.search.state is JobState.RUNNING:
+            home.store.cancel_search(home.id)
+
+    home.drive(ScriptedEvaluator(before_poll=cancel_at_the_first_pause))
+    assert home.search.state is JobState.CANCELLED
+    assert {c.state for c in home.candidates} <= {RunState.CANCELLED, RunState.COMPLETED}
+    assert home.num_artifacts == 0
 
 
 # --- what goes wrong with a candidate -------------------------------------------------------------------------------
@@ -338,7 +416,7 @@ def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable
 
 WRITES = (
     *("save_preparation", "add_candidates", "start_run", "record"),
-    *("finish_run", "fail_run", "finish_search", "reclaim"),
+    *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim"),
 )
 
 
@@ -383,15 +461,23 @@ def assert_nothing_lost_or_doubled(home: House, evaluators: Sequence[ScriptedEva
     assert [c.number for c in candidates] == list(range(home.search.progress.planned))
     assert len({c.architecture.digest for c in candidates}) == len(candidates)
     for candidate in candidates:
-        assert candidate.state is RunState.COMPLETED
-        assert len(candidate.measurements) == len(set(candidate.measurements)) == 2 * len(RUNGS)
+        assert candidate.state is (RunState.COMPLETED if candidate.reached == RUNGS[-1] else RunState.STOPPED)
+        assert candidate.reached is not None
+        seen = RUNGS.index(candidate.reached) + 1
+        assert len(candidate.measurements) == len(set(candidate.measurements)) == 2 * seen
+        if home.search.request.strategy.halving is not None:
+            continue  # a candidate is submitted once for each rung
+        assert seen == len(RUNGS)
         times = sum(task.run_id == candidate.run_id for evaluator in evaluators for task in evaluator.submitted)
         assert candidate.attempts <= times <= len(evaluators)
 
 
-def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_same(sqlite_url: str) -> None:
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_same(
+    sqlite_url: str, halving: HalvingRequest | None
+) -> None:
     """Exhaustive over the writes of a search; the second driver has other timing and another number of slots."""
-    new = submission(ratios=(0.5, 0.7), max_candidates=2, deterministic=True, max_parallel=2)
+    new = submission(ratios=(0.5, 0.7), max_candidates=2, deterministic=True, max_parallel=2, halving=halving)
     undisturbed = House(sqlite_url, new)
     undisturbed.drive(ScriptedEvaluator(slots=3))
     for at in range(10_000):
@@ -408,10 +494,16 @@ def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_sa
     assert at > 20, "the search has more writes than that"
 
 
-@given(kills=st.lists(st.integers(0, 25), max_size=5), seed=st.integers(0, 99))
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_however_often_a_driver_dies_nothing_is_lost_or_doubled(sqlite_url: str, kills: list[int], seed: int) -> None:
-    home = House(sqlite_url, submission(ratios=(0.5, 0.7), max_candidates=3))
+@given(
+    kills=st.lists(st.integers(0, 25), max_size=5),
+    seed=st.integers(0, 99),
+    halving=st.sampled_from([None, HALVING, HalvingRequest(reduction_factor=3)]),
+)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_however_often_a_driver_dies_nothing_is_lost_or_doubled(
+    sqlite_url: str, kills: list[int], seed: int, halving: HalvingRequest | None
+) -> None:
+    home = House(sqlite_url, submission(ratios=(0.5, 0.7), max_candidates=3, halving=halving))
     evaluators = [ScriptedEvaluator(slots=3, seed=seed + step) for step in range(len(kills) + 1)]
     for evaluator, at in zip(evaluators, kills, strict=False):
         if not drive_until_killed(home, evaluator, at=at):

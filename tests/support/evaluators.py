@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from search.architecture import Architecture
 from search.errors import Interrupted
 from search.ports import (
+    RUN_ENDS,
     ArtifactStore,
     EvaluationEvent,
     EvaluationTask,
@@ -14,6 +15,7 @@ from search.ports import (
     RunFailed,
     RunFinished,
     RunMeasured,
+    RunPaused,
     RunStarted,
 )
 from search.records import Measurement, PartialRun, Preparation, RunResult, SearchRecord
@@ -22,6 +24,7 @@ from tests.support.files import FINGERPRINT
 #: What a candidate's evaluation may come to, besides being completed.
 FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
 
+#: Of `tests.support.submissions`, and before the first.
 RUNGS = (0, 25, 50, 100)
 
 
@@ -35,12 +38,12 @@ class ScriptedEvaluator(Evaluator):
     """Runs nothing; tells of runs that follow a script, in an order drawn from `seed`.
 
     `script` maps a candidate's architecture digest to what becomes of each of its attempts, e.g. ``(LOSE, LOSE)``;
-    attempts beyond it complete.
+    None and attempts beyond it complete.
     """
 
     slots: int = 2
     seed: int = 0
-    script: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    script: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     #: Where runs are kept at their rungs; None: nowhere.
     artifacts: ArtifactStore | None = None
     #: Called before each poll, to make things happen in between.
@@ -79,7 +82,7 @@ class ScriptedEvaluator(Evaluator):
         if not self._running:
             return ()
         event = next(self._running[self._random.choice(sorted(self._running))])
-        if isinstance(event, RunFinished | RunFailed):
+        if isinstance(event, RUN_ENDS):
             del self._running[event.run_id]
         return (event,)
 
@@ -101,6 +104,8 @@ def _run(task: EvaluationTask, outcome: str | None, artifacts: ArtifactStore | N
         if task.partial is None or tokens > task.partial.tokens:
             partial = _keep(artifacts, run_id, tokens) if artifacts and tokens else None
             yield RunMeasured(run_id, _measured(tokens, final + 1 - tokens / RUNGS[-1]), partial)
+            if tokens == task.until:
+                yield RunPaused(run_id)
     if outcome == FAIL:
         yield RunFailed(run_id, "the loss is not finite")
     elif outcome == LOSE:

@@ -6,9 +6,11 @@ from search.architecture import Architecture
 from search.budget import Budget
 from search.counting import parameters
 from search.data import DataRequest
+from search.distillation import DistillationRequest
 from search.records import NewSearch, TeacherRecord
 from search.request import (
     BudgetRequest,
+    HalvingRequest,
     LimitsRequest,
     SearchRequest,
     StrategyKind,
@@ -36,13 +38,21 @@ def submission(
     max_parallel: int = 2,
     deterministic: bool = False,
     kind: StrategyKind = "tpe",
+    halving: HalvingRequest | None = None,
 ) -> NewSearch:
-    """A validated submission against `TEACHER`."""
+    """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
         teacher=TeacherRequest(model="tiny"),
         budgets=tuple(BudgetRequest(ratio=ratio) for ratio in ratios),
-        data=DataRequest(train="text"),
-        strategy=StrategyRequest(kind=kind, max_candidates=max_candidates, deterministic=deterministic),
+        data=DataRequest(train="text", sequence_length=5),
+        distillation=DistillationRequest(tokens=100, batch_tokens=5),
+        strategy=StrategyRequest(
+            kind=kind,
+            max_candidates=max_candidates,
+            deterministic=deterministic,
+            rungs=(0.25, 0.5, 1.0),
+            halving=halving,
+        ),
         limits=LimitsRequest(max_parallel=max_parallel),
     )
     count = parameters(TEACHER)

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 import search as search_package
 from search.errors import EspalierError, Interrupted
-from search.ports import EvaluationEvent, EvaluationTask, Evaluator, RunFailed, RunFinished, RunStarted
+from search.ports import RUN_ENDS, EvaluationEvent, EvaluationTask, Evaluator, RunFailed, RunStarted
 from search.records import CandidateRecord, Preparation, SearchRecord
 from workers.cluster.actors import CandidateWorker, archive_candidate, prepare_search
 from workers.evaluation import Sources, in_words
@@ -233,7 +233,7 @@ class RayEvaluator(Evaluator):
             log.warning("worker lost", candidate=run.task.candidate_id, error=str(error))
             return self._lose(events, RunFailed(run.task.run_id, in_words(error), lost=True))
         run.started = True
-        if isinstance(event, RunFinished | RunFailed):
+        if isinstance(event, RUN_ENDS):
             self._idle.append(self._runs.pop(events).actor)
         return (event,)
 

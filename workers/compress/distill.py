@@ -5,7 +5,7 @@ where the run is measured, stopped or ended.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -75,11 +75,6 @@ class Position:
     steps_above: int = 0
     #: What the loss on hidden states counts in the next step: see `workers.compress.hidden_losses.hidden_weight`.
     hidden_weight: float = 0.0
-
-
-def rung_steps(fractions: Sequence[float], *, steps: int) -> tuple[int, ...]:
-    """The optimiser steps after which the run is measured: at least one each, ascending, the last one is `steps`."""
-    return tuple(sorted({max(1, round(fraction * steps)) for fraction in fractions}))
 
 
 def learning_rate(step: int, request: DistillationRequest) -> float:

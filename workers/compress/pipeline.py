@@ -28,7 +28,7 @@ from search.records import Measurement, PartialRun, RunResult
 from search.selection import Selection
 from search.serialization import canonical_json, from_json
 from workers.compress import partial
-from workers.compress.distill import Rung, Training, rung_steps
+from workers.compress.distill import Rung, Training
 from workers.compress.evaluate import held_out
 from workers.compress.latency import latency_metrics
 from workers.compress.memory import available_bytes, fit
@@ -63,7 +63,7 @@ def evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | RunR
     """One candidate: measured before distillation, then at each rung; the result comes last.
 
     At every rung but the last the run is stored. A task with such a partial run goes on from there, and what comes
-    is what would have come.
+    is what would have come. A task that names the rung at which it pauses ends there, without a result.
 
     Raises:
         CandidateFailed: it diverged, does not fit into memory, or was not built with the parameters counted.
@@ -95,7 +95,7 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
             before = _measure(bench, student, "validation", task, tokens=0) + _on_tasks(bench, student, task, tokens=0)
         yield Measured(measurements=before)
 
-    for step in rung_steps(request.strategy.rungs, steps=request.distillation.steps):
+    for step in (tokens // request.distillation.batch_tokens for tokens in request.rung_tokens):
         if step <= training.position.step:
             continue
         with clock("distill"):
@@ -105,6 +105,8 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
         with clock("store"):
             kept = _keep_partial(training, rung, task, bench, clock)
         yield Measured(measurements=measured, partial=kept)
+        if rung.tokens == task.until:
+            return
 
     with clock("store"):
         selection_artifact = bench.artifacts.put_bytes(canonical_json(selection).encode())

@@ -180,23 +180,27 @@ def candidate_of_run(connection: Connection, search_id: str, run_id: str) -> Can
     return found[0]
 
 
+def candidates_where(connection: Connection, where: ColumnElement[bool]) -> list[CandidateRecord]:
+    """Those that match, by number, with their measurements; two statements."""
+    rows = connection.execute(_candidates().where(where).order_by(candidates.c.number)).all()
+    measured = _measurements(connection, where)
+    return [_candidate_record(row, measured[row.run_id]) for row in rows]
+
+
 def candidates_of(connection: Connection, search_id: str) -> list[CandidateRecord]:
     """All of a search, by number, with their measurements. Raises NotFound."""
-    rows = connection.execute(
-        _candidates().where(candidates.c.search_id == search_id).order_by(candidates.c.number)
-    ).all()
-    if not rows:
+    found = candidates_where(connection, candidates.c.search_id == search_id)
+    if not found:
         require_search(connection, search_id)
-    measured = _measurements(connection, candidates.c.search_id == search_id)
-    return [_candidate_record(row, measured[row.run_id]) for row in rows]
+    return found
 
 
 def get_candidate(connection: Connection, candidate_id: str) -> CandidateRecord:
     """One, with its measurements. Raises NotFound."""
-    row = connection.execute(_candidates().where(candidates.c.id == candidate_id)).one_or_none()
-    if row is None:
+    found = candidates_where(connection, candidates.c.id == candidate_id)
+    if not found:
         raise NotFound("candidate", candidate_id)
-    return _candidate_record(row, _measurements(connection, candidates.c.id == candidate_id)[row.run_id])
+    return found[0]
 
 
 def _measurements(connection: Connection, where: ColumnElement[bool]) -> dict[str, list[Measurement]]:

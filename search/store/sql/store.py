@@ -2,7 +2,6 @@
 
 # ruff: noqa: D102  the port documents the methods
 
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,7 +12,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from search.counting import non_embedding_parameters
 from search.errors import IdempotencyMismatch, IllegalTransition, NotReady
 from search.ports import Clock, Store, SystemClock
 from search.records import (
@@ -34,14 +32,14 @@ from search.records import (
     RunState,
     SearchRecord,
 )
-from search.store.sql import queries
+from search.store.sql import queries, rows
 from search.store.sql.engine import errors_named, for_reading, for_writing, make_engine, parse_url
 from search.store.sql.locked import LockedSearch, lock_lease, lock_search
+from search.store.sql.rows import new_id
 from search.store.sql.tables import (
     artifacts,
     attempts,
     budgets,
-    candidates,
     drivers,
     idempotency_keys,
     jobs,
@@ -50,13 +48,6 @@ from search.store.sql.tables import (
     searches,
     tags,
 )
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter that looks like a digit
-
-
-def _new_id(prefix: str) -> str:
-    """60 random bits: unguessable by accident, short enough to type."""
-    return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(12))}"
 
 
 def _plain(text: str) -> str:
@@ -118,7 +109,7 @@ class SqlStore(Store):
             return first
 
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
-        search_id = _new_id("s")
+        search_id = new_id("s")
         row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "origin", "continues")}
         connection.execute(insert(searches).values(row | {"id": search_id}))
         search = LockedSearch(connection, search_id, self._clock)
@@ -199,7 +190,7 @@ class SqlStore(Store):
                 )
             export = queries.find_export(search.connection, candidate_id)
             if export is None or export.state is JobState.FAILED:
-                job_id = _new_id("e")
+                job_id = new_id("e")
                 _insert_job(search, job_id, "export", candidate_id=candidate_id)
                 search.append_candidate("export.queued", candidate, export_id=job_id)
                 export = queries.find_export(search.connection, candidate_id)
@@ -294,28 +285,11 @@ class SqlStore(Store):
                 progress=search.progress(),
             )
 
-    def add_candidates(self, lease: Lease, proposals: Sequence[Proposal]) -> Sequence[CandidateRecord]:
+    def add_candidates(
+        self, lease: Lease, proposals: Sequence[Proposal], *, promoted: Sequence[str] = ()
+    ) -> Sequence[CandidateRecord]:
         with self._leased(lease) as search:
-            known = select(candidates.c.architecture_digest).where(candidates.c.search_id == search.id)
-            taken = set(search.connection.scalars(known))
-            seed = queries.get_search(search.connection, search.id).request.strategy.seed
-            added = []
-            for proposal in proposals:
-                if proposal.architecture.digest not in taken:
-                    taken.add(proposal.architecture.digest)
-                    added.append(_insert_candidate(search, proposal, seed=seed))
-            records = queries.candidates_without_measurements(search.connection, candidates.c.id.in_(added))
-            progress = search.progress()
-            for record in records:
-                search.append_candidate(
-                    "candidate.proposed",
-                    record,
-                    budget_index=record.budget_index,
-                    axes=record.architecture.axes,
-                    parameters=record.parameters,
-                    progress=progress,
-                )
-            return records
+            return (*rows.promote(search, promoted), *rows.add(search, proposals))
 
     def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
         with self._leased(lease) as search:
@@ -333,7 +307,13 @@ class SqlStore(Store):
             )
 
     def record(
-        self, lease: Lease, run_id: str, measurements: Sequence[Measurement], *, partial: PartialRun | None = None
+        self,
+        lease: Lease,
+        run_id: str,
+        measurements: Sequence[Measurement],
+        *,
+        partial: PartialRun | None = None,
+        pauses: bool = False,
     ) -> None:
         with self._leased(lease) as search:
             candidate = search.run(run_id)
@@ -341,13 +321,16 @@ class SqlStore(Store):
                 raise IllegalTransition(
                     "run", run_id, state=candidate.state.value, verb="measure", legal=[RunState.RUNNING.value]
                 )
-            new = _insert_measurements(search.connection, run_id, measurements)
+            new = rows.insert_measurements(search.connection, run_id, measurements)
             for tokens, of_rung in groupby(new, key=lambda measurement: measurement.tokens):
                 metrics = {measurement.metric: measurement.value for measurement in of_rung}
                 search.append_candidate("candidate.measured", candidate, tokens=tokens, metrics=metrics)
             if partial is not None:
                 search.connection.execute(update(runs).where(runs.c.id == run_id).values(partial=partial))
                 search.refer(partial=[partial.artifact])
+            if pauses:
+                search.move_run(candidate, RunState.PAUSED)
+                search.append_candidate("candidate.paused", candidate, progress=search.progress())
 
     def reclaim(self, search_id: str) -> Sequence[str]:
         with self._locked(search_id) as search:
@@ -365,6 +348,12 @@ class SqlStore(Store):
             search.refer(selection=[result.selection_artifact], checkpoint=[result.checkpoint_artifact])
             loss = queries.get_candidate(search.connection, candidate.id).loss
             search.append_candidate("candidate.completed", candidate, loss=loss, progress=search.progress())
+
+    def stop_paused(self, lease: Lease) -> None:
+        with self._leased(lease) as search:
+            for candidate in search.runs_in(RunState.PAUSED):
+                search.move_run(candidate, RunState.STOPPED)
+                search.append_candidate("candidate.stopped", candidate, progress=search.progress())
 
     def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
         with self._leased(lease) as search:
@@ -420,7 +409,7 @@ def _append_job(search: LockedSearch, lease: Lease, what: str, **data: Any) -> N
 def _end_search(search: LockedSearch, state: JobState, *, error: str | None = None) -> None:
     assert state.is_final, f"a search does not end as {state}"
     search.move_job(search.id, "search", state, error=error)
-    for candidate in search.runs_in(RunState.PENDING, RunState.RUNNING):
+    for candidate in search.runs_in(RunState.PENDING, RunState.RUNNING, RunState.PAUSED):
         search.move_run(candidate, RunState.CANCELLED)
     search.append(f"search.{state.value}", progress=search.progress(), **({"error": error} if error else {}))
 
@@ -442,35 +431,3 @@ def _find_idempotent(connection: Connection, idempotency: IdempotencyKey) -> str
         )
     search_id: str = row.search_id
     return search_id
-
-
-# --- candidates
-
-
-def _insert_candidate(search: LockedSearch, proposal: Proposal, *, seed: int) -> str:
-    candidate_id = _new_id("c")
-    row = {
-        **{name: getattr(proposal, name) for name in ("number", "budget_index", "architecture", "parameters")},
-        "id": candidate_id,
-        "search_id": search.id,
-        "architecture_digest": proposal.architecture.digest,
-        "non_embedding_parameters": non_embedding_parameters(proposal.architecture),
-        "created_at": search.now,
-    }
-    search.connection.execute(insert(candidates).values(row))
-    run = {"id": _new_id("r"), "candidate_id": candidate_id, "seed": seed}
-    search.connection.execute(insert(runs).values(run | {"state": RunState.PENDING, "num_attempts": 0}))
-    return candidate_id
-
-
-def _insert_measurements(connection: Connection, run_id: str, measured: Sequence[Measurement]) -> Sequence[Measurement]:
-    """Insert those whose (tokens, metric) the run does not have yet; they are the answer."""
-    known = select(measurements.c.tokens, measurements.c.metric).where(measurements.c.run_id == run_id)
-    taken = {(row.tokens, row.metric) for row in connection.execute(known)}
-    new = []
-    for measurement in measured:
-        if (measurement.tokens, measurement.metric) not in taken:
-            taken.add((measurement.tokens, measurement.metric))
-            new.append(measurement)
-            connection.execute(insert(measurements).values(run_id=run_id, **asdict(measurement)))
-    return new

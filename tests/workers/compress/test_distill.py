@@ -16,7 +16,7 @@ from search.distillation import DistillationLoss, DistillationRequest
 from search.errors import CandidateFailed
 from tests.support.families import random_teacher
 from tests.support.llamas import CONFIG, random_llama, some_tokens
-from workers.compress.distill import Position, Rung, Training, learning_rate, rung_steps
+from workers.compress.distill import Position, Rung, Training, learning_rate
 from workers.compress.evaluate import held_out
 from workers.compress.losses import TEACHER_LOSSES, Objective, TaidSchedule, forward_kl
 from workers.compress.states import Outputs
@@ -366,13 +366,6 @@ def test_compiled_it_is_the_same_run_but_for_the_rounding() -> None:
     (expected,) = run(one, teacher)
     (got,) = run(other, teacher, replace(REQUEST, compile=True))
     assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
-
-
-def test_rungs_are_whole_steps_and_end_with_the_run() -> None:
-    assert rung_steps((0.25, 0.5, 0.75, 1.0), steps=400) == (100, 200, 300, 400)
-    assert rung_steps((0.5, 1.0), steps=5) == (2, 5)
-    assert rung_steps((0.1, 0.2, 1.0), steps=2) == (1, 2)
-    assert rung_steps((1.0,), steps=1) == (1,)
 
 
 def test_the_rate_warms_up_linearly_and_falls_along_half_a_cosine() -> None:

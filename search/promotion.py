@@ -1,0 +1,52 @@
+"""Successive halving: which candidates that have reached a rung go on, and which do not.
+
+Asynchronous, after ASHA (Li et al., *A System for Massively Parallel Hyperparameter Tuning*, MLSys 2020,
+arXiv 1810.05934, algorithm 2): whenever a worker is free, the best candidate that is among the best 1/η of its rung and
+has not gone on is promoted, the highest rung first; only where there is none, a new one begins. Nothing waits for a
+rung to fill. Where we deviate: candidates of each budget are compared among themselves; and once nothing is left to
+propose, the best of a rung goes on even if 1/η of the rung is less than one, so that the search ends with a candidate
+that was distilled to the end.
+
+Decisions follow from what is stored alone. Two candidates of one loss: the one that was proposed first is better.
+"""
+
+from collections.abc import Sequence
+
+from search.records import CandidateRecord, RunState
+
+
+def next_rung(candidate: CandidateRecord, rungs: Sequence[int]) -> int:
+    """The tokens at which it stops to be judged: the first of `rungs` (ascending) beyond what it has reached, else the
+    last."""
+    reached = candidate.reached or 0
+    return next((tokens for tokens in rungs if tokens > reached), rungs[-1])
+
+
+def promotable(
+    candidates: Sequence[CandidateRecord], rungs: Sequence[int], *, reduction_factor: int, is_closed: bool
+) -> CandidateRecord | None:
+    """Who of a budget's candidates goes on next; None where nobody may.
+
+    Args:
+        candidates: all that the budget has.
+        rungs: in tokens, ascending; the last one is the whole run.
+        reduction_factor: η.
+        is_closed: no others will be proposed, and none runs.
+    """
+    for tokens in reversed(rungs[:-1]):
+        ranked = _ranked(candidates, tokens)
+        places = len(ranked) // reduction_factor
+        for candidate in ranked[: max(places, 1) if is_closed else places]:
+            if candidate.state is RunState.PAUSED and candidate.reached == tokens:
+                return candidate
+    return None
+
+
+def _ranked(candidates: Sequence[CandidateRecord], tokens: int) -> list[CandidateRecord]:
+    """Those that reached a rung, the best first; one that failed later leaves its place to others."""
+    found = [
+        (loss, candidate.number, candidate)
+        for candidate in candidates
+        if candidate.state is not RunState.FAILED and (loss := candidate.loss_at(tokens)) is not None
+    ]
+    return [candidate for _, _, candidate in sorted(found, key=lambda entry: entry[:2])]

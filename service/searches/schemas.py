@@ -16,7 +16,9 @@ _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 #: Columns that rows can be sorted by.
 SORT_COLUMNS = ("rank", "loss", "loss_before", "kl", "test_loss", "parameters", "number")
 #: One of them, or one of the rows' `metrics`.
-SortKey = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|latency)/.+)$", max_length=64)]
+SortKey = Annotated[
+    str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|harness|latency)/.+)$", max_length=64)
+]
 Order = Literal["asc", "desc"]
 
 
@@ -67,7 +69,7 @@ class LeaderboardRow:
     """exp(loss)."""
     metrics: dict[str, float]
     """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
-    `latency/prefill_tokens_per_s` and so on of latency."""
+    `harness/{task}_{metric}` of those of lm-evaluation-harness, `latency/prefill_tokens_per_s` and so on of latency."""
     pareto: bool
     """Whether no other candidate of this board has both fewer parameters and a lower loss."""
 

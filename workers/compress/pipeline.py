@@ -46,6 +46,7 @@ from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.distill import Rung, Training, rung_steps
 from workers.compress.evaluate import held_out, held_out_cross_entropy
+from workers.compress.harness import Harness
 from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.importance import SCORES_VERSION, Importance, score
 from workers.compress.latency import latency_metrics
@@ -96,10 +97,12 @@ def prepare(
         tokens = Tokens.load(artifacts.local_path(tokens_artifact))
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, source)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
+        harness = _harness(request, teacher, data_roots, allow_hub=allow_hub)
     batch_windows = windows_per_batch(request)
     with clock("judge_teacher"):
         teacher_metrics = _teacher_losses(teacher, tokens, batch_windows=batch_windows)
         teacher_metrics |= judge_all(teacher.model, tasks, batch_tokens=request.distillation.batch_tokens)
+        teacher_metrics |= harness.judge(teacher.model)
         teacher_metrics |= latency_metrics(teacher.model, request.evaluation.latency)
     with clock("run_teacher"):
         kept = keep_targets(
@@ -117,15 +120,20 @@ def prepare(
         importance_artifact=importance_artifact,
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
-        environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
+        environment={
+            **environment(device),
+            "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
+            **harness.environment,
+        },
         **kept,
+        harness_digest=harness.digest,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
     if request.distillation.learning_rate != "auto":
         return preparation
     states = request.distillation.hidden_losses
     with clock("find_learning_rates"):
-        bench = Workbench.of(teacher, source, preparation, artifacts, states=states, device=device)
+        bench = Workbench.of(teacher, source, preparation, artifacts, harness, states=states, device=device)
         found = _find_rates(search, bench, preparation)
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
@@ -260,17 +268,26 @@ class Workbench:
     #: By split: what the teacher makes of the windows that students are trained and judged on.
     targets: Mapping[str, Targets]
     tasks: Tasks
+    harness: Harness
     artifacts: ArtifactStore
     device: str
 
     @classmethod
     def load(
-        cls, search: SearchRecord, *, model_roots: Sequence[Path], artifacts: ArtifactStore, device: str = "cpu"
+        cls,
+        search: SearchRecord,
+        *,
+        model_roots: Sequence[Path],
+        artifacts: ArtifactStore,
+        data_roots: Sequence[Path] = (),
+        allow_hub: bool = False,
+        device: str = "cpu",
     ) -> "Workbench":
-        """Map the teacher and the artifacts of a prepared search.
+        """Map the teacher and the artifacts of a prepared search; set up tasks of the harness, if it has any.
 
         Raises:
             UnusableTeacher: the teacher is no longer the one that was prepared.
+            InvalidInput: a task of the harness no longer is.
         """
         preparation = search.preparation
         assert preparation is not None, "a search is prepared before it is evaluated"
@@ -280,8 +297,10 @@ class Workbench:
         source, identity = _open_origin(search, model_roots=model_roots, device=device) or (teacher, identity)
         if source is not teacher and identity.digest != preparation.origin_digest:
             raise _changed(str(preparation.origin_digest), identity.digest, where="start_from")
+        harness = _harness(search.request, teacher, data_roots, allow_hub=allow_hub)
+        harness.require(preparation.harness_digest)
         states = search.request.distillation.hidden_losses
-        return cls.of(teacher, source, preparation, artifacts, states=states, device=device)
+        return cls.of(teacher, source, preparation, artifacts, harness, states=states, device=device)
 
     @classmethod
     def of(
@@ -290,6 +309,7 @@ class Workbench:
         source: Teacher,
         preparation: Preparation,
         artifacts: ArtifactStore,
+        harness: Harness,
         *,
         states: Sequence[HiddenState],
         device: str,
@@ -303,6 +323,7 @@ class Workbench:
             targets=targets_of(preparation, teacher, tokens, artifacts, states=states),
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
             tasks=load_stored_tasks(preparation.tasks_artifact, artifacts),
+            harness=harness,
             artifacts=artifacts,
             device=device,
         )
@@ -480,6 +501,16 @@ def windows_per_batch(request: SearchRequest) -> int:
     return request.distillation.batch_tokens // request.data.sequence_length
 
 
+def _harness(request: SearchRequest, teacher: Teacher, data_roots: Sequence[Path], *, allow_hub: bool) -> Harness:
+    return Harness.load(
+        request.evaluation,
+        data_roots,
+        tokenizer=teacher.path,
+        batch_size=windows_per_batch(request),
+        allow_hub=allow_hub,
+    )
+
+
 def _open_teacher(search: SearchRecord, *, model_roots: Sequence[Path], device: str) -> tuple[Teacher, Fingerprint]:
     """The teacher that the search names, and its fingerprint."""
     return _open(search.teacher, search.request.teacher, "teacher", model_roots=model_roots, device=device)
@@ -555,7 +586,8 @@ def _on_tasks(
     bench: Workbench, student: PreTrainedModel, task: EvaluationTask, *, tokens: int
 ) -> tuple[Measurement, ...]:
     batch_tokens = task.search.request.distillation.batch_tokens
-    return _measurements(judge_all(student, bench.tasks, batch_tokens=batch_tokens), tokens=tokens)
+    metrics = judge_all(student, bench.tasks, batch_tokens=batch_tokens) | bench.harness.judge(student)
+    return _measurements(metrics, tokens=tokens)
 
 
 def _measurements(metrics: Mapping[str, float], *, tokens: int) -> tuple[Measurement, ...]:

@@ -18,6 +18,7 @@ from search.distillation import DistillationRequest
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
+from search.harness import check_harness_tasks
 from search.learning_rate import FRACTION, USUAL_TRIALS
 from search.memory import MemoryEstimate, estimate_memory
 from search.records import NewSearch, SearchRecord, TeacherRecord
@@ -51,7 +52,7 @@ class Plan:
     feasible: tuple[FeasibleSet, ...]
     #: Of the task that layers are scored by; 0 where there is none.
     task_bytes: int
-    #: Of the tasks that teacher and candidates are judged on, together.
+    #: Of the tasks that teacher and candidates are judged on, together; those with data on the hub not counted.
     evaluation_bytes: int
 
 
@@ -73,7 +74,7 @@ def plan(
     texts = _texts(request, data_roots, allow_hub=allow_hub)
     reference = _reference(request, model_roots)
     task_bytes = _task_bytes(request.importance, data_roots)
-    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
+    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots, allow_hub=allow_hub)
     space = SearchSpace.from_request(source.architecture, request.space)
     budgets = _budgets(request, source.architecture)
     feasible = _within(space, budgets)
@@ -191,8 +192,9 @@ def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> in
         return read_task(importance.task, data_roots, limit=importance.task_items).num_bytes
 
 
-def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path]) -> int:
-    num_bytes = 0
+def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> int:
+    with _seen_from("evaluation"):
+        num_bytes = check_harness_tasks(evaluation, data_roots, allow_hub=allow_hub)
     for index, task in enumerate(evaluation.tasks):
         with _seen_from("evaluation", "tasks", index):
             num_bytes += read_task(task, data_roots, limit=evaluation.task_items).num_bytes

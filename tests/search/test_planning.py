@@ -28,6 +28,7 @@ from search.records import JobState, Progress, SearchRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
+from tests.support.harness import write_task
 
 #: Tokens: 8 x (2 + 4 + 2) of calibration and held-out windows, 64 of distillation.
 BODY: dict[str, Any] = {
@@ -170,6 +171,14 @@ def test_a_task_that_cannot_be_read_is_refused_at_its_place(roots: Path, task: s
 def test_a_task_to_judge_on_is_refused_at_its_place(roots: Path) -> None:
     (roots / "pairs.txt").write_text("one\ntwo\n")
     refused(roots, SourceNotFound, "evaluation.tasks[1]", evaluation={"tasks": ["pairs.txt", "absent"]})
+
+
+def test_a_task_of_the_harness_is_refused_at_its_place_and_counted(roots: Path) -> None:
+    write_task(roots / "own.yaml", [{"sentence_good": "it is.", "sentence_bad": "it are."}])
+    asked = {"harness_tasks": ["own.yaml", "absent.yaml"]}
+    refused(roots, SourceNotFound, "evaluation.harness_tasks[1]", evaluation=asked)
+    planned = make_plan(roots, evaluation={"harness_tasks": ["own.yaml"]})
+    assert planned.evaluation_bytes == len("it is.it are.")
 
 
 def test_a_workload_longer_than_the_teacher_reads_is_refused(roots: Path) -> None:

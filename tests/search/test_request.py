@@ -65,7 +65,9 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             sequence_length=window,
         ),
         evaluation=EvaluationRequest(
-            tasks=("a/zorro", "lambada.jsonl"), latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)]))
+            tasks=("a/zorro", "lambada.jsonl"),
+            harness_tasks=("arc_easy", "a/pairs.yaml"),
+            latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)])),
         ),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
@@ -181,6 +183,10 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (EvaluationRequest, {"tasks": ("",)}, "tasks"),
         (EvaluationRequest, {"tasks": ("x" * 49,)}, "tasks"),
         (EvaluationRequest, {"tasks": ("a/zorro", "b/zorro.txt")}, "tasks"),
+        (EvaluationRequest, {"harness_limit": 0}, "harness_limit"),
+        (EvaluationRequest, {"harness_tasks": ("",)}, "harness_tasks"),
+        (EvaluationRequest, {"harness_tasks": ("x" * 49,)}, "harness_tasks"),
+        (EvaluationRequest, {"harness_tasks": ("arc_easy", "a/arc_easy.yaml")}, "harness_tasks"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind: type[Any], fields: dict[str, Any], where: str) -> None:

@@ -91,8 +91,17 @@ class BudgetRequest:
     """How far below the budget a candidate may lie, as a fraction of it; an object also allows a band above it."""
     basis: Basis = "total"
     """Whether embeddings and LM head count (`total`) or not (`non_embedding`)."""
+    max_kv_cache_bytes_per_token: int | None = None
+    """The most bytes that generation may keep for each token, at two bytes a value; null: any number."""
+    max_flops_per_token: int | None = None
+    """The most FLOPs that a forward pass may take, per token, at `data.sequence_length`; null: any number."""
+    max_checkpoint_bytes: int | None = None
+    """The most bytes that the tensors of the exported checkpoint may take, which are float32; null: any number."""
 
     def __post_init__(self) -> None:
+        for name in ("max_kv_cache_bytes_per_token", "max_flops_per_token", "max_checkpoint_bytes"):
+            most = getattr(self, name)
+            _require(most is None or most >= 1, expected="at least 1", got=most, where=name)
         _require(
             (self.params is None) != (self.ratio is None),
             expected="exactly one of params and ratio",

@@ -15,6 +15,7 @@ is larger than the teacher's own quantity, and that is checked to be below 2^63.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 from typing import NamedTuple, TypeAlias, cast
 
@@ -33,6 +34,9 @@ OUTER_AXES = AXES[:-1]
 WIDTH_AXES = OUTER_AXES[1:]
 
 LARGEST_INTEGER = 2**63 - 1
+
+#: Widths that are counted at a time: what a sum over all tensors goes through stays in the processor's caches.
+_BLOCK = 1 << 15
 
 #: Of int64, or of int32 where they are indices that are kept.
 Integers: TypeAlias = NDArray[np.integer]
@@ -119,9 +123,12 @@ class Lattice:
         """
         if (of_teacher := of(self.teacher)) > LARGEST_INTEGER:
             raise InvalidRequest(expected=f"sizes whose counts are at most {LARGEST_INTEGER:,}", got=of_teacher)
-        corners = (of(self._at(depth, size)) for depth in (0, 1) for size in (0, 1))
-        shape = self.widths.shape[1:]
-        return Quantity(*(np.broadcast_to(np.asarray(corner, dtype=np.int64), shape) for corner in corners))
+        corners = np.empty((4, self.widths.shape[1]), dtype=np.int64)
+        for start in range(0, self.widths.shape[1], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            for corner, (depth, size) in zip(corners, product((0, 1), (0, 1)), strict=True):
+                corner[block] = of(self._at(depth, size, block))
+        return Quantity(*corners)
 
     def parameters(self, budget: Budget) -> Quantity:
         """What the budget's band is of."""
@@ -144,16 +151,19 @@ class Lattice:
 
     def _num_up_to(self, most: int, line: Line) -> Integers:
         """How many MLP widths keep a quantity at or below `most`; they are the smallest ones."""
-        room = min(most, LARGEST_INTEGER) - line.offset
-        rising = np.searchsorted(self.intermediate_sizes, room // np.maximum(line.slope, 1), side="right")
-        # what does not depend on the MLP's width (the KV cache) is kept by all of them or by none
-        return np.where(line.slope > 0, rising, np.where(room >= 0, len(self.intermediate_sizes), 0))
+        sizes, most = self.intermediate_sizes, min(most, LARGEST_INTEGER)
+        above_last = line.offset + line.slope * sizes[-1] > most
+        number = np.where(above_last, 0, len(sizes))
+        # divided only where the ceiling cuts the line: few are, and none of what the MLP's width does not change
+        cut = np.flatnonzero(above_last & (line.offset + line.slope * sizes[0] <= most))
+        number[cut] = np.searchsorted(sizes, (most - line.offset[cut]) // line.slope[cut], side="right")
+        return number
 
-    def _at(self, depth: int, size: int) -> Architecture:
-        """All widths at once, as an architecture whose sizes are arrays: the counts are arithmetic and broadcast.
+    def _at(self, depth: int, size: int, block: slice = slice(None)) -> Architecture:
+        """Many widths at once, as an architecture whose sizes are arrays: the counts are arithmetic and broadcast.
 
         Not an `Architecture` to Python, as it could not check itself; depth and size may be 0.
         """
-        sizes = dict(zip(WIDTH_AXES, self.widths, strict=True))
+        sizes = dict(zip(WIDTH_AXES, self.widths[:, block], strict=True))
         batch = asdict(self.teacher) | sizes | {"num_hidden_layers": depth, "intermediate_size": size}
         return cast(Architecture, SimpleNamespace(**batch))

@@ -153,7 +153,10 @@ AxisRequest = tuple[int, ...] | Range
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRequest:
-    """Which values each axis may take. An absent axis gets defaults from the teacher; a list of one fixes it."""
+    """Which values each axis may take. A list of one fixes an axis; an absent one gets defaults below the teacher:
+    every depth from half, hidden sizes and MLP widths from a quarter in steps of a power of two (an eighth and a
+    thirty-second of the teacher's at most, and 256), every number of KV heads from a quarter with up to the teacher's
+    query heads for each."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 

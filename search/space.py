@@ -25,9 +25,9 @@ from search.request import SpaceRequest
 
 __all__ = ["MAX_COMBINATIONS", "OUTER_AXES", "FeasibleSet", "SearchSpace"]
 
-#: More combinations of outer values than this are refused: counting them takes up to 0.7 GB and some seconds (at one
-#: depth; over 32 depths, a quarter of a GB and half a second). Every depth, width and number of heads below
-#: Llama-3.1-8B makes 4.2 million.
+#: More combinations of outer values than this are refused. What they take is memory: 0.2 GB for 4 million over 32
+#: depths (and half a second), 1.1 GB for 5 million of a single depth under three ceilings (and six seconds). Every
+#: depth, hidden size and number of heads below Llama-3.1-8B makes 4.2 million.
 MAX_COMBINATIONS = 5_000_000
 
 #: How many points are counted again, tensor by tensor.
@@ -124,7 +124,8 @@ class SearchSpace:
                 if value not in used[axis]:
                     raise self._unusable(axis, value)
         usable = {axis: tuple(value for value in self.axes[axis] if value in used[axis]) for axis in WIDTH_AXES}
-        return replace(self, axes={**self.axes, **usable})
+        axes = {**self.axes, **usable}
+        return self if axes == self.axes else replace(self, axes=axes)
 
     def _unusable(self, axis: str, value: int) -> InvalidRequest:
         """Why no combination has `value`: no partner among the head counts, or none that the family accepts."""

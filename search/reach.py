@@ -30,7 +30,7 @@ class _Least(NamedTuple):
         if not self.costs:
             return ""
         each = ", ".join(f"{cost.value:,} {name.replace('_', ' ')}" for name, cost in self.costs.items())
-        apart = ", not all of them in one architecture" if len(self.costs) > 1 else ""
+        apart = ", not necessarily in one architecture" if len(self.costs) > 1 else ""
         return f" In the {self.place} it takes at least {each}{apart}."
 
 
@@ -51,12 +51,12 @@ def unreachable(lattice: Lattice, budget: Budget) -> BudgetUnreachable:
         "above": _described(found(lambda band: np.where(band.end < band.stop, band.end, -1), largest=False)),
     }
     counts = " and ".join(f"{each['parameters']:,} ({side})" for side, each in nearest.items() if each)
-    kept = "; below its ceilings" if budget.ceilings else ";"
+    kept, raised = ("; below its ceilings", " raise its ceilings,") if budget.ceilings else (";", "")
     return BudgetUnreachable(
         expected=f"a band that holds an architecture{kept} the space reaches {smallest.value:,} to {largest.value:,} "
         f"parameters ({budget.basis})",
         got=_asked(budget),
-        hint=f"The nearest counts are {counts}: move the budget, widen its tolerance, or refine the space."
+        hint=f"The nearest counts are {counts}: move the budget, widen its tolerance,{raised} or refine the space."
         + least.said,
         smallest=smallest.value,
         largest=largest.value,

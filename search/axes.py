@@ -14,9 +14,10 @@ def default_axis(teacher: Architecture, axis: str, *, chosen: Mapping[str, Seque
         axis: which.
         chosen: the values of the axes before it in `AXES`, and of those that the request names.
 
-    Steps are powers of two because tensor cores work in tiles: NVIDIA's *Matrix Multiplication Background User's Guide*
-    asks for multiples of 64 16-bit values on an A100. Steps are that, or more, from a hidden size of 512 and an MLP of
-    2,048 on; below, a step of 64 would leave few sizes. Heads keep the teacher's width, whatever their number.
+    Steps are powers of two because tensor cores work in tiles: most efficiently, on an A100, with multiples of 64
+    16-bit values (NVIDIA, *Matrix Multiplication Background User's Guide*). Steps are that, or more, from a hidden
+    size of 512 and an MLP of 2,048 on; below, a step of 64 would leave few sizes. Heads keep the teacher's width,
+    whatever their number.
 
     * ``num_hidden_layers``: from half of the teacher's.
     * ``hidden_size``: from a quarter, in steps of the largest power of two up to an eighth of it, at least 8 and at

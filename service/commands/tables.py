@@ -40,10 +40,19 @@ def _sizes(architecture: Json) -> tuple[object, ...]:
 _SIZE_COLUMNS = ("depth", "hidden", "FFN", "heads")
 
 
+#: Of budgets.
+_CEILINGS = {
+    "max_kv_cache_bytes_per_token": "KV bytes/token",
+    "max_flops_per_token": "FLOPs/token",
+    "max_checkpoint_bytes": "checkpoint bytes",
+}
+
+
 def budget_name(budget: Json) -> str:
-    """A budget and its band."""
+    """A budget's band and ceilings."""
     basis = "" if budget["basis"] == "total" else " without embeddings"
-    return f"{budget['smallest']:,} to {budget['largest']:,} parameters{basis}"
+    ceilings = (f", at most {budget[name]:,} {unit}" for name, unit in _CEILINGS.items() if budget.get(name))
+    return f"{budget['smallest']:,} to {budget['largest']:,} parameters{basis}" + "".join(ceilings)
 
 
 def show_searches(searches: Iterable[Json], out: Console) -> None:
@@ -306,6 +315,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 *_sizes(example["architecture"]),
                 quantity(example["flops_per_token"]),
                 f"{example['kv_cache_bytes_per_token']:,}",
+                quantity(example["checkpoint_bytes"]),
                 quantity(example["training_memory"]["total"]),
             )
             for example in budget["examples"]
@@ -315,7 +325,8 @@ def show_preview(preview: Json, out: Console) -> None:
             f"{budget['num_proposals']:,} to propose"
         )
         out.print()
-        out.print(table(title, ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token", "bytes to train"), rows))
+        columns = ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token", "bytes to keep", "to train")
+        out.print(table(title, columns, rows))
 
 
 def _hours(hours: float) -> str:

@@ -48,6 +48,12 @@ def requests(draw: st.DrawFn) -> SearchRequest:
         budgets=(
             BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
             BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
+            BudgetRequest(
+                ratio=0.5,
+                max_kv_cache_bytes_per_token=draw(st.none() | st.integers(1, 10**30)),
+                max_flops_per_token=draw(st.none() | st.integers(1, 10**30)),
+                max_checkpoint_bytes=draw(st.none() | st.integers(1, 10**30)),
+            ),
         ),
         importance=draw(
             st.sampled_from(
@@ -135,6 +141,9 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (BudgetRequest, {"ratio": 0.5, "tolerance": 0.0}, "tolerance"),
         (BudgetRequest, {"ratio": 0.5, "tolerance": -0.1}, "tolerance"),
         (BudgetRequest, {"ratio": 0.5, "tolerance": 1.0}, "tolerance"),
+        (BudgetRequest, {"ratio": 0.5, "max_kv_cache_bytes_per_token": 0}, "max_kv_cache_bytes_per_token"),
+        (BudgetRequest, {"ratio": 0.5, "max_flops_per_token": -1}, "max_flops_per_token"),
+        (BudgetRequest, {"ratio": 0.5, "max_checkpoint_bytes": 0}, "max_checkpoint_bytes"),
         (Tolerance, {"below": 0.0}, "below"),
         (Tolerance, {"above": -0.1}, "above"),
         (Range, {"min": 0, "max": 4}, "min"),

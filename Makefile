@@ -46,8 +46,8 @@ lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet pip-tools
 	echo 'torch==$(TORCH)' > build/lock/constraints.txt
-	build/lock/bin/pip-compile --quiet --upgrade --extra workers --extra dev --strip-extras --allow-unsafe \
-	    --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	build/lock/bin/pip-compile --quiet --upgrade --extra workers --extra harness --extra dev --strip-extras \
+	    --allow-unsafe --no-header --no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	    --constraint build/lock/constraints.txt \
 	    --output-file build/lock/resolved.txt pyproject.toml
 	sed --regexp-extended --expression '/^(#|--|$$)/d' --expression '/^(nvidia|cuda|triton)/d' \

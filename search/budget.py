@@ -1,15 +1,29 @@
-"""`Budget`: a ceiling on parameters and a band below it."""
+"""`Budget`: a ceiling on parameters and a band below it, and ceilings on what else an architecture costs."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
+from search.architecture import Architecture
+from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token
 from search.request import Basis, BudgetRequest
+
+
+class Ceiling(NamedTuple):
+    """The most that something may cost."""
+
+    #: The field of `Budget`, and of `BudgetRequest`, that says so.
+    name: str
+    most: int
+    #: What it costs: affine in depth and in ``intermediate_size``, and never less where an axis is larger.
+    of: Callable[[Architecture], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A band of parameter counts, both ends included.
+    """A band of parameter counts, both ends included, and optional ceilings.
 
     A budget of P parameters means at most P: by default candidates lie in [0.95 P, P], so that nobody's
     candidate is over what she can afford. `Tolerance.above` opens the band upwards, as the paper's ±5 % does.
@@ -22,22 +36,67 @@ class Budget:
     smallest: int
     largest: int
     basis: Basis = "total"
+    #: The request's own ceilings; see `BudgetRequest`.
+    max_kv_cache_bytes_per_token: int | None = None
+    max_flops_per_token: int | None = None
+    max_checkpoint_bytes: int | None = None
+    #: What FLOPs are counted at; None where they have no ceiling.
+    sequence_length: int | None = None
 
     @classmethod
-    def from_request(cls, request: BudgetRequest, *, teacher_parameters: int) -> "Budget":
-        """Resolve a ratio against the teacher's count (of the same basis), and the tolerance to whole counts."""
+    def from_request(
+        cls, request: BudgetRequest, *, teacher_parameters: int, sequence_length: int | None = None
+    ) -> "Budget":
+        """Resolve a ratio against the teacher's count (of the same basis), and the tolerance to whole counts.
+
+        Args:
+            request: what was asked for.
+            teacher_parameters: what a ratio is of.
+            sequence_length: of the search's data; only a ceiling on FLOPs needs it.
+        """
         params = request.params
         if params is None:
             assert request.ratio is not None  # the request checked that one of the two is given
             params = math.floor(request.ratio * teacher_parameters)
         band = request.band
-        return cls(
+        resolved = cls(
             params=params,
             smallest=math.ceil(params * (1 - band.below)),
             largest=math.floor(params * (1 + band.above)),
             basis=request.basis,
         )
+        return resolved.under_ceilings_of(request, sequence_length=sequence_length)
+
+    def under_ceilings_of(self, request: BudgetRequest, *, sequence_length: int | None) -> "Budget":
+        """The same band under a request's ceilings, which need no resolving."""
+        assert request.max_flops_per_token is None or sequence_length is not None
+        return replace(
+            self,
+            max_kv_cache_bytes_per_token=request.max_kv_cache_bytes_per_token,
+            max_flops_per_token=request.max_flops_per_token,
+            max_checkpoint_bytes=request.max_checkpoint_bytes,
+            sequence_length=None if request.max_flops_per_token is None else sequence_length,
+        )
 
     def contains(self, parameters: int) -> bool:
         """Whether a count lies in the band."""
         return self.smallest <= parameters <= self.largest
+
+    @property
+    def ceilings(self) -> tuple[Ceiling, ...]:
+        """Those that there are."""
+        return tuple(
+            Ceiling(name, most, of) for name, of in self._costs.items() if (most := getattr(self, name)) is not None
+        )
+
+    def affords(self, architecture: Architecture) -> bool:
+        """Whether an architecture keeps the ceilings; for that on parameters see `contains`."""
+        return all(ceiling.of(architecture) <= ceiling.most for ceiling in self.ceilings)
+
+    @property
+    def _costs(self) -> dict[str, Callable[[Architecture], int]]:
+        return {
+            "max_kv_cache_bytes_per_token": kv_cache_bytes_per_token,
+            "max_flops_per_token": partial(flops_per_token, sequence_length=self.sequence_length or 0),
+            "max_checkpoint_bytes": checkpoint_bytes,
+        }

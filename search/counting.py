@@ -44,3 +44,15 @@ def kv_cache_bytes_per_token(architecture: Architecture, *, bytes_per_value: int
     """Bytes that generation keeps for each token: one key and one value per KV head and layer."""
     a = architecture
     return 2 * a.num_hidden_layers * a.num_key_value_heads * a.head_dim * bytes_per_value
+
+
+#: Of a value in an exported checkpoint: students keep the float32 weights that they are trained with.
+EXPORTED_BYTES_PER_VALUE = 4
+
+
+def checkpoint_bytes(architecture: Architecture) -> int:
+    """Bytes of an exported checkpoint's tensors: what Hugging Face's weight index calls ``total_size``.
+
+    Not counted are the file's own header (about 100 bytes a tensor), the config and the tokenizer.
+    """
+    return EXPORTED_BYTES_PER_VALUE * parameters(architecture)

@@ -10,7 +10,7 @@
     │   ├── UnsupportedFamily          a model_type that no family handles
     │   ├── UnknownAttribute           a config attribute that the family does not understand
     │   ├── IllegalArchitecture        sizes that the stock model class cannot be built with
-    │   ├── BudgetUnreachable          no architecture of the space lies in the budget's band
+    │   ├── BudgetUnreachable          no architecture of the space lies inside the budget
     │   ├── InsufficientText           fewer tokens than the request needs
     │   └── UnusableTeacher            weights torn, missing, misshapen, quantised or not finite
     ├── NotFound (LookupError)         no such search, candidate, artifact
@@ -122,7 +122,7 @@ class IllegalArchitecture(InvalidInput):
 
 
 class BudgetUnreachable(InvalidInput):
-    """No architecture of the space has a parameter count in the budget's band."""
+    """No architecture of the space has a parameter count in the budget's band and keeps its ceilings."""
 
 
 class InsufficientText(InvalidInput):

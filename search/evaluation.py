@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 from search.schema import SCHEMA, require
 
-#: How long the name of a task may be: with what stands before and behind it, a metric has 64 characters.
+#: How long the name of a metric may be: what its column holds.
+MAX_METRIC = 64
+#: How long the name of a task may be, with what stands before and behind it.
 MAX_TASK_NAME = 48
 
 
@@ -43,30 +45,45 @@ class EvaluationRequest:
     task_items: int | None = 1_000
     """Items of each task, at most, taken from its files in turn; null: all. The accuracy on 1,000 is known to about
     1.6 points."""
+    harness_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness (the `harness` extra): each one of its own names, with its data below a data root
+    as a folder of the dataset's name or on the hub, or a `.yaml` file in its format, as a path below a data root."""
+    harness_limit: int | None = 1_000
+    """Items of each of them, at most: the first ones, as with `lm-eval --limit`; null: all."""
     latency: LatencyRequest | None = None
     """A workload to time: candidates once they are distilled, in float32; the teacher in what it computes in. Null:
     none. Candidates that share a machine slow each other down: time with `limits.max_parallel` at 1."""
 
     def __post_init__(self) -> None:
-        if self.task_items is not None:
-            require(self.task_items >= 1, expected="at least 1", got=self.task_items, where="task_items")
-        names = [task_name(path) for path in self.tasks]
-        for name in names:
-            require(
-                0 < len(name) <= MAX_TASK_NAME,
-                expected=f"paths whose last part has at most {MAX_TASK_NAME} characters",
-                got=name,
-                where="tasks",
-            )
+        for name in ("task_items", "harness_limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, expected="at least 1", got=value, where=name)
+        _require_names(self.tasks, [task_name(path) for path in self.tasks], "tasks")
+        _require_names(self.harness_tasks, [harness_name(name) for name in self.harness_tasks], "harness_tasks")
+
+
+def _require_names(given: tuple[str, ...], names: list[str], where: str) -> None:
+    for name in names:
         require(
-            len(set(names)) == len(names),
-            expected="paths whose last parts differ, as tasks are named by them",
-            got=list(self.tasks),
-            where="tasks",
+            0 < len(name) <= MAX_TASK_NAME,
+            expected=f"paths whose last part has at most {MAX_TASK_NAME} characters",
+            got=name,
+            where=where,
         )
+    require(
+        len(set(names)) == len(names),
+        expected="paths whose last parts differ, as tasks are named by them",
+        got=list(given),
+        where=where,
+    )
 
 
 def task_name(path: str) -> str:
     """What a task is called in metrics: the last part of its path, without the suffix of a task file."""
     name = PurePosixPath(path).name
     return name.removesuffix(".txt").removesuffix(".jsonl")
+
+
+def harness_name(name: str) -> str:
+    """What a task of the harness is called in metrics: its name, or that of its file without the suffix."""
+    return PurePosixPath(name).name.removesuffix(".yaml")

@@ -13,11 +13,19 @@ from typing import Any, ClassVar
 from search.architecture import Architecture
 from search.budget import Budget
 from search.checkpoint import check_parameters
-from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
+from search.counting import (
+    checkpoint_bytes,
+    count,
+    flops_per_token,
+    kv_cache_bytes_per_token,
+    non_embedding_parameters,
+    parameters,
+)
 from search.distillation import DistillationRequest
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
+from search.harness import check_harness_tasks
 from search.learning_rate import FRACTION, USUAL_TRIALS
 from search.memory import MemoryEstimate, estimate_memory
 from search.records import NewSearch, SearchRecord, TeacherRecord
@@ -51,7 +59,7 @@ class Plan:
     feasible: tuple[FeasibleSet, ...]
     #: Of the task that layers are scored by; 0 where there is none.
     task_bytes: int
-    #: Of the tasks that teacher and candidates are judged on, together.
+    #: Of the tasks that teacher and candidates are judged on, together; those with data on the hub not counted.
     evaluation_bytes: int
 
 
@@ -73,7 +81,7 @@ def plan(
     texts = _texts(request, data_roots, allow_hub=allow_hub)
     reference = _reference(request, model_roots)
     task_bytes = _task_bytes(request.importance, data_roots)
-    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots)
+    evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots, allow_hub=allow_hub)
     space = SearchSpace.from_request(source.architecture, request.space)
     budgets = _budgets(request, source.architecture)
     feasible = _within(space, budgets)
@@ -191,8 +199,9 @@ def _task_bytes(importance: ImportanceRequest, data_roots: Sequence[Path]) -> in
         return read_task(importance.task, data_roots, limit=importance.task_items).num_bytes
 
 
-def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path]) -> int:
-    num_bytes = 0
+def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> int:
+    with _seen_from("evaluation"):
+        num_bytes = check_harness_tasks(evaluation, data_roots, allow_hub=allow_hub)
     for index, task in enumerate(evaluation.tasks):
         with _seen_from("evaluation", "tasks", index):
             num_bytes += read_task(task, data_roots, limit=evaluation.task_items).num_bytes
@@ -200,10 +209,11 @@ def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path])
 
 
 def _budgets(request: SearchRequest, source: Architecture) -> tuple[Budget, ...]:
-    return tuple(_budget(index, budget, source) for index, budget in enumerate(request.budgets))
+    sequence_length = request.data.sequence_length
+    return tuple(_budget(index, budget, source, sequence_length) for index, budget in enumerate(request.budgets))
 
 
-def _budget(index: int, request: BudgetRequest, source: Architecture) -> Budget:
+def _budget(index: int, request: BudgetRequest, source: Architecture, sequence_length: int) -> Budget:
     ceiling = count(source, request.basis)
     if request.params is not None and request.params > ceiling:
         raise InvalidRequest(
@@ -212,7 +222,7 @@ def _budget(index: int, request: BudgetRequest, source: Architecture) -> Budget:
             where=("budgets", index, "params"),
             hint="Pruning only removes.",
         )
-    return Budget.from_request(request, teacher_parameters=ceiling)
+    return Budget.from_request(request, teacher_parameters=ceiling, sequence_length=sequence_length)
 
 
 def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet, ...]:
@@ -243,6 +253,8 @@ class Example:
     """Of a forward pass at the data's sequence length."""
     kv_cache_bytes_per_token: int
     """At two bytes a value."""
+    checkpoint_bytes: int
+    """Of the exported checkpoint's tensors, which are float32."""
     training_memory: MemoryEstimate
     """At the peak of a training step on a GPU, the whole micro batch at a time."""
     least_training_bytes: int
@@ -251,13 +263,13 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetPreview:
-    """What a budget's band holds."""
+    """What a budget's band holds under its ceilings."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     budget: Budget
     num_architectures: int
-    """Architectures of the space in the band, all values of `intermediate_size` counted."""
+    """Architectures of the space inside the budget, all values of `intermediate_size` counted."""
     num_proposals: int
     """Those that can be proposed: for every combination of the other axes the one that fills the budget best."""
     num_candidates: int
@@ -356,6 +368,7 @@ def _preview_budget(planned: Plan, feasible: FeasibleSet) -> BudgetPreview:
                 non_embedding_parameters=non_embedding_parameters(point),
                 flops_per_token=flops_per_token(point, sequence_length=sequence_length),
                 kv_cache_bytes_per_token=kv_cache_bytes_per_token(point),
+                checkpoint_bytes=checkpoint_bytes(point),
                 training_memory=_memory(planned, point, micro_batch_tokens),
                 least_training_bytes=_memory(planned, point, sequence_length).total,
             )

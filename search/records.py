@@ -118,6 +118,9 @@ class Measurement:
       KL(teacher || student) in nats a token; without what `hidden_losses` add.
     * ``task/{name}_accuracy`` and ``task/{name}_stderr``, its standard error: the share of a task's items that are
       right. Where last words are predicted also ``task/{name}_loss``, nats a word.
+    * ``harness/{task}_{metric}`` and, where the metric is a mean over items, ``harness/{task}_{metric}_stderr``: a task
+      of lm-evaluation-harness, by that library's own names and definitions (``acc``, ``acc_norm``, ``perplexity``);
+      where it filters answers ``harness/{task}_{metric}_{filter}``. What is no finite number is left out.
     * ``latency/{name}``: see `workers.compress.latency.measure_latency`.
 
     Raises:
@@ -163,6 +166,8 @@ class Preparation:
     correction: Correction | None = None
     #: Artifact (JSON): the tasks of ``evaluation.tasks`` in tokens, by name; None where there are none.
     tasks_artifact: str | None = None
+    #: SHA-256 over what models are asked in ``evaluation.harness_tasks``; None where there are none.
+    harness_digest: str | None = None
     #: What was tried where the learning rate was to be found, for each budget; empty where the request gives it.
     learning_rates: tuple[RateSweep, ...] = ()
     #: Artifact (JSON): the same, by which other searches find it; None likewise.

@@ -92,8 +92,17 @@ class BudgetRequest:
     """How far below the budget a candidate may lie, as a fraction of it; an object also allows a band above it."""
     basis: Basis = "total"
     """Whether embeddings and LM head count (`total`) or not (`non_embedding`)."""
+    max_kv_cache_bytes_per_token: int | None = None
+    """The most bytes that generation may keep for each token, at two bytes a value; null: any number."""
+    max_flops_per_token: int | None = None
+    """The most FLOPs that a forward pass may take, per token, at `data.sequence_length`; null: any number."""
+    max_checkpoint_bytes: int | None = None
+    """The most bytes that the tensors of the exported checkpoint may take, which are float32; null: any number."""
 
     def __post_init__(self) -> None:
+        for name in ("max_kv_cache_bytes_per_token", "max_flops_per_token", "max_checkpoint_bytes"):
+            most = getattr(self, name)
+            _require(most is None or most >= 1, expected="at least 1", got=most, where=name)
         _require(
             (self.params is None) != (self.ratio is None),
             expected="exactly one of params and ratio",
@@ -145,7 +154,10 @@ AxisRequest = tuple[int, ...] | Range
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceRequest:
-    """Which values each axis may take. An absent axis gets defaults from the teacher; a list of one fixes it."""
+    """Which values each axis may take. A list of one fixes an axis; an absent one gets defaults below the teacher:
+    every depth from half, hidden sizes and MLP widths from a quarter in steps of a power of two (an eighth and a
+    thirty-second of the teacher's at most, and 256), every number of KV heads from a quarter with up to the teacher's
+    query heads for each."""
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 

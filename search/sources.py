@@ -130,6 +130,32 @@ def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
     return source
 
 
+def resolve_task_file(name: str, roots: Sequence[Path]) -> Path:
+    """The ``.yaml`` file `name`, which describes a task, below the first of `roots` that holds it.
+
+    Raises:
+        SourceNotFound: no root holds it.
+        ForbiddenSource: it leaves the roots or leads through a symlink.
+    """
+    path = _locate(name, roots)
+    if path is None or not path.is_file():
+        raise SourceNotFound(expected="a .yaml file below a data root", got=name)
+    return path
+
+
+def resolve_dataset(name: str, roots: Sequence[Path]) -> Path | None:
+    """The folder `name`, a copy of the hub's dataset of that name, below the first of `roots` that holds it, or None.
+
+    Raises:
+        ForbiddenSource: there is a symlink on the way or inside.
+    """
+    path = _locate(name, roots)
+    if path is None or not path.is_dir():
+        return None
+    _files(path, name, TEXT_SUFFIXES)  # looks at everything inside
+    return path
+
+
 def _resolve_files(kind: str, name: str, roots: Sequence[Path], suffixes: Sequence[str]) -> TextSource:
     path, known = _locate(name, roots), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if path is None:

@@ -25,7 +25,7 @@ def locked() -> dict[str, Version]:
     return {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in pins}
 
 
-@pytest.mark.parametrize("extra", ["", "workers", "dev"])
+@pytest.mark.parametrize("extra", ["", "workers", "harness", "dev"])
 def test_the_lock_satisfies_what_the_project_asks_for(extra: str) -> None:
     wanted = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     pins = locked()
@@ -70,11 +70,11 @@ def imported(folder: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("search", []),
+        ("search", ["harness"]),
         ("service", []),
         ("migrations", []),
-        ("workers", ["workers"]),
-        ("tests", ["workers", "dev"]),
+        ("workers", ["workers", "harness"]),
+        ("tests", ["workers", "harness", "dev"]),
         ("benchmarks", ["workers"]),
     ],
 )

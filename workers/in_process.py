@@ -53,7 +53,12 @@ class InProcessEvaluator(Evaluator):
     def start(self, search: SearchRecord) -> int:
         """See `Evaluator.start`. Always 1."""
         self._bench = Workbench.load(
-            search, model_roots=self._sources.model_roots, artifacts=self._sources.artifacts, device=self._device
+            search,
+            model_roots=self._sources.model_roots,
+            data_roots=self._sources.data_roots,
+            artifacts=self._sources.artifacts,
+            allow_hub=self._sources.allow_hub,
+            device=self._device,
         )
         return 1
 

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from search.architecture import Architecture
 
@@ -27,6 +27,15 @@ class Term:
     def parameters(self) -> int:
         """Elements in all of them."""
         return self.count * math.prod(self.shape)
+
+
+class Rule(NamedTuple):
+    """Something that the stock class demands of sizes."""
+
+    #: Whether they break it. An array of such where sizes are arrays.
+    broken: bool
+    #: What to say then; only asked of sizes that are numbers.
+    reason: Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +84,23 @@ class Family(ABC):
         ``config(parse(c), c, layers=range(n)) == c`` for every config that `parse` accepts.
         """
 
-    @abstractmethod
     def illegal(self, architecture: Architecture) -> str | None:
-        """Why the stock transformers class cannot be built with these sizes; None where it can.
+        """Why the stock transformers class cannot be built with these sizes; None where it can."""
+        return next((rule.reason() for rule in self.rules(architecture) if rule.broken), None)
 
-        Depth and ``intermediate_size`` have no part in it: the lattice asks once for all their values.
+    @abstractmethod
+    def rules(self, architecture: Architecture) -> Iterator[Rule]:
+        """What the stock transformers class demands, each demand with whether these sizes break it.
+
+        Depth and ``intermediate_size`` have no part in it: the lattice asks once for all their values. It asks for all
+        widths at once, too, with arrays for sizes, so comparisons of sizes stand in `Rule.broken` alone.
         """
 
     @abstractmethod
     def terms(self, architecture: Architecture) -> tuple[Term, ...]:
         """Every parameter tensor, each once (a tied LM head is not listed).
 
-        Their sum is affine in ``num_hidden_layers`` and in ``intermediate_size``: the lattice solves the latter.
+        Their sum is affine in ``num_hidden_layers`` and in ``intermediate_size``: the lattice solves the latter. Shapes
+        are products and sums of sizes, without subtraction, comparison or conversion: the lattice counts with arrays
+        for sizes, and relies on no part being larger than the whole.
         """

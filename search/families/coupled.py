@@ -4,11 +4,12 @@ A head cannot become narrower (its channels belong together), so hidden channels
 num_attention_heads and num_key_value_heads are one axis with three names.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
 from search.architecture import Architecture
-from search.families.base import AxisDescription
+from search.families.base import AxisDescription, Rule
 from search.families.decoder import HEAD_DIM, HIDDEN, LAYERS, QUERY_HEADS, VOCABULARY, Decoder
 from search.families.nemotron import LAYER_NORM_HIDDEN, TWO_MATRIX_NEURONS
 
@@ -34,17 +35,22 @@ class CoupledDecoder(Decoder):
     #: Whether rotary positions turn pairs of a head's channels.
     rotary: ClassVar[bool] = True
 
-    def illegal(self, architecture: Architecture) -> str | None:
-        """See `Family.illegal`."""
+    def rules(self, architecture: Architecture) -> Iterator[Rule]:
+        """See `Family.rules`."""
         a = architecture
-        if a.num_key_value_heads != a.num_attention_heads:
-            return (
+        yield Rule(
+            a.num_key_value_heads != a.num_attention_heads,
+            lambda: (
                 f"num_key_value_heads {a.num_key_value_heads} is not num_attention_heads {a.num_attention_heads}, "
                 f"and {self.model_class} has no grouped-query attention"
-            )
-        if a.hidden_size != a.num_attention_heads * a.head_dim:
-            return (
+            ),
+        )
+        yield Rule(
+            a.hidden_size != a.num_attention_heads * a.head_dim,
+            lambda: (
                 f"hidden_size {a.hidden_size} is not num_attention_heads {a.num_attention_heads} times head_dim "
                 f"{a.head_dim}, which {self.model_class} makes of them"
-            )
-        return super().illegal(a) if self.rotary else None
+            ),
+        )
+        if self.rotary:
+            yield from super().rules(a)

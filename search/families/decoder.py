@@ -5,13 +5,13 @@ MLP, norms with a gain alone. Everything that a stock class does otherwise is an
 family; nothing here asks which family it is.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.errors import IllegalArchitecture
 from search.families.attributes import check_attributes, check_layer_types, keep_layers, read_flag, read_size
-from search.families.base import AxisDescription, Family, Term
+from search.families.base import AxisDescription, Family, Rule, Term
 
 #: Attributes that every such config has: read below, or inherited as they are because no pruned shape touches them.
 COMMON = frozenset(
@@ -127,17 +127,20 @@ class Decoder(Family):
         self._write_layer_types(config, teacher_config, layers)
         return config
 
-    def illegal(self, architecture: Architecture) -> str | None:
-        """See `Family.illegal`."""
+    def rules(self, architecture: Architecture) -> Iterator[Rule]:
+        """See `Family.rules`."""
         a = architecture
-        if self.heads_divide_hidden and a.hidden_size % a.num_attention_heads:
-            return (
-                f"hidden_size {a.hidden_size} is no multiple of num_attention_heads {a.num_attention_heads}, "
-                f"which {self.config_class} demands"
+        if self.heads_divide_hidden:
+            yield Rule(
+                a.hidden_size % a.num_attention_heads != 0,
+                lambda: (
+                    f"hidden_size {a.hidden_size} is no multiple of num_attention_heads {a.num_attention_heads}, "
+                    f"which {self.config_class} demands"
+                ),
             )
-        if a.head_dim % 2:
-            return f"head_dim {a.head_dim} is odd, and rotary positions turn pairs of channels"
-        return None
+        yield Rule(
+            a.head_dim % 2 != 0, lambda: f"head_dim {a.head_dim} is odd, and rotary positions turn pairs of channels"
+        )
 
     def terms(self, architecture: Architecture) -> tuple[Term, ...]:
         """See `Family.terms`. Shapes are PyTorch's: (out_features, in_features)."""

@@ -40,10 +40,19 @@ def _sizes(architecture: Json) -> tuple[object, ...]:
 _SIZE_COLUMNS = ("depth", "hidden", "FFN", "heads")
 
 
+#: Of budgets.
+_CEILINGS = {
+    "max_kv_cache_bytes_per_token": "KV bytes/token",
+    "max_flops_per_token": "FLOPs/token",
+    "max_checkpoint_bytes": "checkpoint bytes",
+}
+
+
 def budget_name(budget: Json) -> str:
-    """A budget and its band."""
+    """A budget's band and ceilings."""
     basis = "" if budget["basis"] == "total" else " without embeddings"
-    return f"{budget['smallest']:,} to {budget['largest']:,} parameters{basis}"
+    ceilings = (f", at most {budget[name]:,} {unit}" for name, unit in _CEILINGS.items() if budget.get(name))
+    return f"{budget['smallest']:,} to {budget['largest']:,} parameters{basis}" + "".join(ceilings)
 
 
 def show_searches(searches: Iterable[Json], out: Console) -> None:
@@ -162,23 +171,31 @@ def _show_metrics(board: Json, out: Console) -> None:
     """What was measured besides losses, the teacher first; nothing where nothing was."""
     measured = [("", "teacher", board["teacher_metrics"])]
     measured += [(_place(row), row["candidate_id"], row["metrics"]) for row in board["items"]]
-    tasks = _judged(chain(*(metrics for _, _, metrics in measured)))
-    speeds = [name for name in _SPEEDS if any(name in metrics for _, _, metrics in measured)]
-    if not tasks and not speeds:
+    names = list(chain(*(metrics for _, _, metrics in measured)))
+    tasks, harness = _judged(names), _of_harness(names)
+    speeds = [name for name in _SPEEDS if name in names]
+    if not tasks and not harness and not speeds:
         return
     rows = [
-        (place, who, *(_accuracy(metrics, task) for task in tasks), *(number(metrics.get(name), 0) for name in speeds))
+        (
+            place,
+            who,
+            *(_accuracy(metrics, task) for task in tasks),
+            *(_with_error(metrics, name) for name in harness),
+            *(number(metrics.get(name), 0) for name in speeds),
+        )
         for place, who, metrics in measured
     ]
+    columns = ("#", "candidate", *tasks, *map(_short, harness), *map(_SPEEDS.__getitem__, speeds))
     out.print()
-    out.print(table("", ("#", "candidate", *tasks, *map(_SPEEDS.__getitem__, speeds)), rows, left=(1,), whole=(1,)))
+    out.print(table("", columns, rows, left=(1,), whole=(1,)))
     if tasks:
         out.print("Share of items that are right, and its standard error: " + ", ".join(tasks) + ".")
 
 
 def _judged(metrics: Iterable[str]) -> list[str]:
     """The tasks whose accuracies are among the metrics."""
-    accuracies = dict.fromkeys(metric for metric in metrics if metric.endswith("_accuracy"))
+    accuracies = dict.fromkeys(m for m in metrics if m.startswith("task/") and m.endswith("_accuracy"))
     return [metric.removeprefix("task/").removesuffix("_accuracy") for metric in accuracies]
 
 
@@ -187,6 +204,21 @@ def _accuracy(metrics: Json, task: str) -> str:
     if f"task/{task}_accuracy" not in metrics:
         return "–"
     return f"{metrics[f'task/{task}_accuracy']:.1%} ± {metrics[f'task/{task}_stderr']:.1%}"
+
+
+def _of_harness(metrics: Iterable[str]) -> list[str]:
+    """Those of lm-evaluation-harness, without their standard errors."""
+    return list(dict.fromkeys(m for m in metrics if m.startswith("harness/") and not m.endswith("_stderr")))
+
+
+def _short(metric: str) -> str:
+    return metric.removeprefix("harness/")
+
+
+def _with_error(metrics: Json, name: str) -> str:
+    """A metric of the harness, with its standard error where it has one."""
+    error = metrics.get(f"{name}_stderr")
+    return number(metrics.get(name)) + ("" if error is None else f" ± {number(error)}")
 
 
 def _place(row: Json) -> str:
@@ -219,6 +251,10 @@ def show_spec(spec: Json, out: Console) -> None:
                 *(
                     (f"on {task}", f"{_accuracy(last, task)} (teacher {_accuracy(teacher['metrics'], task)})")
                     for task in _judged(last)
+                ),
+                *(
+                    (_short(name), f"{_with_error(last, name)} (teacher {_with_error(teacher['metrics'], name)})")
+                    for name in _of_harness(last)
                 ),
                 (
                     "recipe",
@@ -279,6 +315,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 *_sizes(example["architecture"]),
                 quantity(example["flops_per_token"]),
                 f"{example['kv_cache_bytes_per_token']:,}",
+                quantity(example["checkpoint_bytes"]),
                 quantity(example["training_memory"]["total"]),
             )
             for example in budget["examples"]
@@ -288,7 +325,8 @@ def show_preview(preview: Json, out: Console) -> None:
             f"{budget['num_proposals']:,} to propose"
         )
         out.print()
-        out.print(table(title, ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token", "bytes to train"), rows))
+        columns = ("params", *_SIZE_COLUMNS, "FLOPs/token", "KV bytes/token", "bytes to keep", "to train")
+        out.print(table(title, columns, rows))
 
 
 def _hours(hours: float) -> str:

@@ -32,8 +32,8 @@ def budget_of(search: SearchRecord, index: int) -> Budget:
 
 
 def inside(budget: Budget, candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
-    """The candidates in a budget's band, whichever budget they were proposed for."""
-    return [c for c in candidates if budget.contains(_count(c, budget))]
+    """The candidates in a budget's band and under its ceilings, whichever budget they were proposed for."""
+    return [c for c in candidates if budget.contains(_count(c, budget)) and budget.affords(c.architecture)]
 
 
 def _count(candidate: CandidateRecord, budget: Budget) -> int:

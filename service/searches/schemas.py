@@ -27,7 +27,9 @@ SORT_COLUMNS = (
     "number",
 )
 #: One of them, or one of the rows' `metrics`.
-SortKey = Annotated[str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|latency)/.+)$", max_length=64)]
+SortKey = Annotated[
+    str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|harness|latency)/.+)$", max_length=64)
+]
 Order = Literal["asc", "desc"]
 
 
@@ -89,7 +91,7 @@ class LeaderboardRow:
     """Its standard error, to first order: perplexity · loss_stderr."""
     metrics: dict[str, float]
     """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
-    `latency/prefill_tokens_per_s` and so on of latency."""
+    `harness/{task}_{metric}` of those of lm-evaluation-harness, `latency/prefill_tokens_per_s` and so on of latency."""
     pareto: bool
     """Whether no other candidate of this board has both fewer parameters and a lower loss."""
 

@@ -49,22 +49,33 @@ def digest(content: str) -> str:
 
 
 def new_search(*, name: str = "", tags: tuple[str, ...] = (), seed: int = 0) -> NewSearch:
-    """A submission with two budgets, 8 candidates planned."""
-    count = parameters(TEACHER)
-    asked = (BudgetRequest(ratio=0.5), BudgetRequest(params=count, tolerance=0.1, basis="non_embedding"))
+    """A submission with two budgets, one under ceilings, 8 candidates planned."""
+    count, data = parameters(TEACHER), DataRequest(train="text")
+    limited = BudgetRequest(
+        params=count,
+        tolerance=0.1,
+        basis="non_embedding",
+        max_kv_cache_bytes_per_token=10**6,
+        max_flops_per_token=10**30,  # more than any column of a database holds
+        max_checkpoint_bytes=10**9,
+    )
+    asked = (BudgetRequest(ratio=0.5), limited)
     return NewSearch(
         request=SearchRequest(
             name=name,
             tags=tags,
             teacher=TeacherRequest(model="tiny"),
             budgets=asked,
-            data=DataRequest(train="text"),
+            data=data,
             strategy=StrategyRequest(seed=seed, max_candidates=4),
         ),
         teacher=TeacherRecord(
             model="tiny", architecture=TEACHER, parameters=count, config={"model_type": "llama", "rope_scaling": None}
         ),
-        budgets=tuple(Budget.from_request(budget, teacher_parameters=count) for budget in asked),
+        budgets=tuple(
+            Budget.from_request(budget, teacher_parameters=count, sequence_length=data.sequence_length)
+            for budget in asked
+        ),
         planned=8,
     )
 

@@ -1,6 +1,7 @@
 """`search.budget`: a ratio and a tolerance become whole counts."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from search.budget import Budget
 from search.request import BudgetRequest, Tolerance
 from search.serialization import from_json, to_json
+from tests.support.architectures import llama
+from tests.support.lattices import COSTS, SEQUENCE_LENGTH
 
 
 def test_a_budget_is_a_ceiling_with_a_band_below_it() -> None:
@@ -57,3 +60,42 @@ def test_a_ratio_never_gives_more_than_the_teacher_has(ratio: float, teacher: in
 def test_json_brings_back_the_same_budget(params: int, basis: str) -> None:
     budget = from_json(Budget, {"params": params, "smallest": 0, "largest": params, "basis": basis})
     assert from_json(Budget, to_json(budget)) == budget
+
+
+# --- ceilings -------------------------------------------------------------------------------------------------------
+
+
+CEILINGS: dict[str, Any] = {
+    "max_kv_cache_bytes_per_token": 256,
+    "max_flops_per_token": 10_000,
+    "max_checkpoint_bytes": 60_000,
+}
+
+
+def test_ceilings_are_the_requests_own() -> None:
+    request = BudgetRequest(params=1_000, **CEILINGS)
+    budget = Budget.from_request(request, teacher_parameters=5_000, sequence_length=64)
+    assert {ceiling.name: ceiling.most for ceiling in budget.ceilings} == CEILINGS
+    assert budget == Budget(params=1_000, smallest=950, largest=1_000, sequence_length=64, **CEILINGS)
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_an_architecture_at_a_ceiling_is_afforded_and_one_above_it_is_not(name: str) -> None:
+    cost = COSTS[name](llama())
+    for most, afforded in ((cost, True), (cost - 1, False)):
+        ceiling: dict[str, Any] = {name: most}
+        request = BudgetRequest(ratio=1.0, **ceiling)
+        budget = Budget.from_request(request, teacher_parameters=1_000, sequence_length=SEQUENCE_LENGTH)
+        assert [ceiling.name for ceiling in budget.ceilings] == [name]
+        assert budget.affords(llama()) is afforded
+
+
+def test_without_ceilings_everything_is_afforded_and_no_length_is_kept() -> None:
+    budget = Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=1_000, sequence_length=64)
+    assert (budget.ceilings, budget.sequence_length) == ((), None)
+    assert budget.affords(llama())
+
+
+def test_a_budget_that_was_stored_before_there_were_ceilings_has_none() -> None:
+    stored = {"params": 1_000, "smallest": 950, "largest": 1_000, "basis": "total"}
+    assert from_json(Budget, stored) == Budget(params=1_000, smallest=950, largest=1_000)

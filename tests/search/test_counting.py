@@ -10,7 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from search.architecture import AXES, Architecture
-from search.counting import count, flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
+from search.counting import (
+    checkpoint_bytes,
+    count,
+    flops_per_token,
+    kv_cache_bytes_per_token,
+    non_embedding_parameters,
+    parameters,
+)
 from search.families import family_of
 from search.serialization import to_json
 from tests.support.architectures import PUBLISHED, llama, llamas
@@ -88,3 +95,7 @@ def test_the_kv_cache_holds_a_key_and_a_value_for_each_kv_head_and_layer() -> No
     assert kv_cache_bytes_per_token(llama(), bytes_per_value=4) == 2 * 4 * 4 * 4 * 4
     config, _ = PUBLISHED["Llama-3.1-8B"]
     assert kv_cache_bytes_per_token(family_of(config).parse(config)) == 131_072
+
+
+def test_a_checkpoint_takes_four_bytes_a_parameter() -> None:
+    assert checkpoint_bytes(llama()) == 4 * parameters(llama())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from search.counting import count, flops_per_token, parameters
+from search.counting import count, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.errors import (
     BudgetUnreachable,
     ForbiddenSource,
@@ -28,6 +28,7 @@ from search.records import JobState, Progress, SearchRecord
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
+from tests.support.harness import write_task
 
 #: Tokens: 8 x (2 + 4 + 2) of calibration and held-out windows, 64 of distillation.
 BODY: dict[str, Any] = {
@@ -93,7 +94,29 @@ def test_a_stored_search_has_the_feasible_sets_of_its_submission(roots: Path) ->
         progress=Progress(planned=new.planned),
         created_at=None,  # type: ignore[arg-type]  # not looked at
     )
-    assert feasible_sets(record) == planned.feasible
+    for again, feasible in zip(feasible_sets(record), planned.feasible, strict=True):
+        assert again.budget == feasible.budget
+        assert tuple(again.points) == tuple(feasible.points)
+
+
+def test_ceilings_are_part_of_a_budget(roots: Path) -> None:
+    free = make_plan(roots).feasible[0]
+    cache = sorted({kv_cache_bytes_per_token(point) for point in free.points})
+    flops = sorted(flops_per_token(point, sequence_length=8) for point in free.points)
+    ceilings = {"max_kv_cache_bytes_per_token": cache[-2], "max_flops_per_token": flops[len(flops) // 2]}
+    planned = make_plan(roots, budgets=[{"ratio": 0.5, **ceilings}])
+    (feasible,), (shown,) = planned.feasible, preview(planned).budgets
+    inside = [
+        each
+        for each in free.architectures
+        if kv_cache_bytes_per_token(each) <= cache[-2]
+        and flops_per_token(each, sequence_length=8) <= ceilings["max_flops_per_token"]
+    ]
+    assert list(feasible.architectures) == inside
+    assert 0 < shown.num_architectures == len(inside) < free.num_architectures
+    assert shown.num_proposals == len(feasible.points) < len(free.points)
+    assert shown.budget.ceilings[0].most == cache[-2]
+    assert all(example.checkpoint_bytes == 4 * example.parameters for example in shown.examples)
 
 
 # --- what is refused, and where
@@ -172,6 +195,14 @@ def test_a_task_to_judge_on_is_refused_at_its_place(roots: Path) -> None:
     refused(roots, SourceNotFound, "evaluation.tasks[1]", evaluation={"tasks": ["pairs.txt", "absent"]})
 
 
+def test_a_task_of_the_harness_is_refused_at_its_place_and_counted(roots: Path) -> None:
+    write_task(roots / "own.yaml", [{"sentence_good": "it is.", "sentence_bad": "it are."}])
+    asked = {"harness_tasks": ["own.yaml", "absent.yaml"]}
+    refused(roots, SourceNotFound, "evaluation.harness_tasks[1]", evaluation=asked)
+    planned = make_plan(roots, evaluation={"harness_tasks": ["own.yaml"]})
+    assert planned.evaluation_bytes == len("it is.it are.")
+
+
 def test_a_workload_longer_than_the_teacher_reads_is_refused(roots: Path) -> None:
     evaluation = {"latency": {"prompt_tokens": 510, "new_tokens": 3}}
     assert "max_position_embeddings = 512" in str(
@@ -235,6 +266,20 @@ def test_how_much_compressed_text_and_the_hub_hold_is_not_known_yet(roots: Path)
 
 def test_the_hub_is_refused_where_it_is_not_allowed(roots: Path) -> None:
     refused(roots, ForbiddenSource, "data.train", data=BODY["data"] | {"train": "hf://datasets/owner/name"})
+
+
+def test_a_ceiling_that_nothing_in_the_band_keeps_is_refused_with_the_least_that_would_do(roots: Path) -> None:
+    free = make_plan(roots).feasible[0]
+    least = min(kv_cache_bytes_per_token(each) for each in free.architectures)
+    budgets = [{"ratio": 0.8}, {"ratio": 0.5, "max_kv_cache_bytes_per_token": least - 1}]
+    error = refused(roots, BudgetUnreachable, "budgets[1]", budgets=budgets)
+    assert isinstance(error.got, dict)
+    assert error.got["max_kv_cache_bytes_per_token"] == least - 1
+    assert f"In the band it takes at least {least} kv cache bytes per token." in str(error)
+    found = error.details["least_kv_cache_bytes_per_token"]
+    assert found["value"] == least == kv_cache_bytes_per_token(ARCHITECTURE.with_axes(**found["axes"]))
+    enough = [{"ratio": 0.5, "max_kv_cache_bytes_per_token": least}]
+    assert {kv_cache_bytes_per_token(each) for each in make_plan(roots, budgets=enough).feasible[0].points} == {least}
 
 
 # --- the preview

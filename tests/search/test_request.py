@@ -48,6 +48,12 @@ def requests(draw: st.DrawFn) -> SearchRequest:
         budgets=(
             BudgetRequest(ratio=draw(fraction), tolerance=draw(fraction)),
             BudgetRequest(params=draw(st.integers(1, 10**12)), tolerance=Tolerance(above=0.05), basis="non_embedding"),
+            BudgetRequest(
+                ratio=0.5,
+                max_kv_cache_bytes_per_token=draw(st.none() | st.integers(1, 10**30)),
+                max_flops_per_token=draw(st.none() | st.integers(1, 10**30)),
+                max_checkpoint_bytes=draw(st.none() | st.integers(1, 10**30)),
+            ),
         ),
         importance=draw(
             st.sampled_from(
@@ -65,7 +71,9 @@ def requests(draw: st.DrawFn) -> SearchRequest:
             sequence_length=window,
         ),
         evaluation=EvaluationRequest(
-            tasks=("a/zorro", "lambada.jsonl"), latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)]))
+            tasks=("a/zorro", "lambada.jsonl"),
+            harness_tasks=("arc_easy", "a/pairs.yaml"),
+            latency=draw(st.sampled_from([None, LatencyRequest(repeats=2)])),
         ),
         name=draw(st.text("abc é", max_size=9)),
         tags=("one", "two"),
@@ -133,6 +141,9 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (BudgetRequest, {"ratio": 0.5, "tolerance": 0.0}, "tolerance"),
         (BudgetRequest, {"ratio": 0.5, "tolerance": -0.1}, "tolerance"),
         (BudgetRequest, {"ratio": 0.5, "tolerance": 1.0}, "tolerance"),
+        (BudgetRequest, {"ratio": 0.5, "max_kv_cache_bytes_per_token": 0}, "max_kv_cache_bytes_per_token"),
+        (BudgetRequest, {"ratio": 0.5, "max_flops_per_token": -1}, "max_flops_per_token"),
+        (BudgetRequest, {"ratio": 0.5, "max_checkpoint_bytes": 0}, "max_checkpoint_bytes"),
         (Tolerance, {"below": 0.0}, "below"),
         (Tolerance, {"above": -0.1}, "above"),
         (Range, {"min": 0, "max": 4}, "min"),
@@ -181,6 +192,10 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (EvaluationRequest, {"tasks": ("",)}, "tasks"),
         (EvaluationRequest, {"tasks": ("x" * 49,)}, "tasks"),
         (EvaluationRequest, {"tasks": ("a/zorro", "b/zorro.txt")}, "tasks"),
+        (EvaluationRequest, {"harness_limit": 0}, "harness_limit"),
+        (EvaluationRequest, {"harness_tasks": ("",)}, "harness_tasks"),
+        (EvaluationRequest, {"harness_tasks": ("x" * 49,)}, "harness_tasks"),
+        (EvaluationRequest, {"harness_tasks": ("arc_easy", "a/arc_easy.yaml")}, "harness_tasks"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind: type[Any], fields: dict[str, Any], where: str) -> None:

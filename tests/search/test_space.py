@@ -1,78 +1,33 @@
-"""`search.space` against a brute-force twin, on small lattices; and the defaults of published models."""
+"""`search.space` against a brute-force twin, on small lattices of every family; and against what it was."""
 
-from collections.abc import Iterator
-from itertools import product
 from math import prod
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.architecture import AXES, Architecture
 from search.budget import Budget
 from search.counting import count, parameters
-from search.errors import BudgetUnreachable, IllegalArchitecture, InvalidRequest
+from search.errors import BudgetUnreachable, InvalidRequest
 from search.families import FAMILIES, family_of
-from search.request import Basis, BudgetRequest, Range, SpaceRequest
-from search.space import MAX_COMBINATIONS, OUTER_AXES, FeasibleSet, SearchSpace
+from search.feasible import sample
+from search.request import BudgetRequest, Range, SpaceRequest
+from search.space import MAX_COMBINATIONS, SearchSpace
 from tests.support.architectures import PUBLISHED, llama
-
-
-def teacher_named(name: str) -> Architecture:
-    config, _ = PUBLISHED[name]
-    return family_of(config).parse(config)
-
-
-def default_space(teacher: Architecture) -> SearchSpace:
-    return SearchSpace.from_request(teacher, SpaceRequest())
-
-
-def half(teacher: Architecture) -> Budget:
-    return Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=parameters(teacher))
-
-
-def outer(architecture: Architecture) -> tuple[int, ...]:
-    return tuple(architecture.axes[axis] for axis in OUTER_AXES)
-
-
-def brute_force(space: SearchSpace) -> Iterator[Architecture]:
-    """Every architecture of the space, by trying every combination of values."""
-    for values in product(*space.axes.values()):
-        try:
-            architecture = space.teacher.with_axes(**dict(zip(space.axes, values, strict=True)))
-        except IllegalArchitecture:
-            continue
-        if architecture.queries_per_group > space.teacher.queries_per_group:
-            continue
-        if FAMILIES[architecture.family].illegal(architecture) is None:
-            yield architecture
-
-
-@st.composite
-def spaces(draw: st.DrawFn) -> SearchSpace:
-    """Spaces below a tiny teacher, with arbitrary values on some axes."""
-    teacher = llama(tie_word_embeddings=draw(st.booleans()), attention_bias=draw(st.booleans()))
-    asked = {
-        axis: tuple(draw(st.lists(st.integers(1, value), min_size=1, max_size=6)))
-        for axis, value in teacher.axes.items()
-        if draw(st.booleans())
-    }
-    try:
-        return SearchSpace.from_request(teacher, SpaceRequest(**asked))
-    except InvalidRequest:
-        assume(False)
-        raise
-
-
-@st.composite
-def budgets(draw: st.DrawFn, teacher: Architecture) -> Budget:
-    basis: Basis = draw(st.sampled_from(["total", "non_embedding"]))
-    request = BudgetRequest(
-        ratio=draw(st.floats(0.05, 1.0)), tolerance=draw(st.sampled_from([0.001, 0.05, 0.3])), basis=basis
-    )
-    return Budget.from_request(request, teacher_parameters=count(teacher, basis))
-
+from tests.support.lattices import (
+    COSTS,
+    brute_force,
+    budgets,
+    default_space,
+    half,
+    is_inside,
+    outer,
+    slow_points,
+    spaces,
+    teacher_named,
+)
 
 # --- the band -------------------------------------------------------------------------------------------------------
 
@@ -83,7 +38,7 @@ def test_the_feasible_set_is_what_brute_force_finds(data: st.DataObject) -> None
     space = data.draw(spaces())
     budget = data.draw(budgets(space.teacher))
     everything = list(brute_force(space))
-    inside = [architecture for architecture in everything if budget.contains(count(architecture, budget.basis))]
+    inside = [architecture for architecture in everything if is_inside(budget, architecture)]
     try:
         feasible = space.within(budget)
     except BudgetUnreachable as refused:
@@ -91,6 +46,7 @@ def test_the_feasible_set_is_what_brute_force_finds(data: st.DataObject) -> None
         assert_describes_what_is_reachable(refused, everything, budget)
         return
     assert feasible.num_architectures == len(inside)
+    assert set(feasible.architectures) == set(inside)
     largest: dict[tuple[int, ...], Architecture] = {}
     for architecture in sorted(inside, key=lambda architecture: architecture.intermediate_size):
         largest[outer(architecture)] = architecture
@@ -101,10 +57,24 @@ def test_the_feasible_set_is_what_brute_force_finds(data: st.DataObject) -> None
 def assert_describes_what_is_reachable(
     refused: BudgetUnreachable, everything: list[Architecture], budget: Budget
 ) -> None:
-    counts = [count(architecture, budget.basis) for architecture in everything]
+    kept = [architecture for architecture in everything if budget.affords(architecture)]
+    counts = [count(architecture, budget.basis) for architecture in kept]
     below = [number for number in counts if number < budget.smallest]
     above = [number for number in counts if number > budget.largest]
     details: dict[str, Any] = refused.details
+    in_band = [a for a in everything if budget.contains(count(a, budget.basis))]
+    for name, cost in COSTS.items():
+        least = details.get(name.replace("max_", "least_"))
+        assert (least is None) == (getattr(budget, name) is None)
+        if least is not None:
+            described = everything[0].with_axes(**least["axes"])
+            assert least["value"] == min(map(cost, in_band or everything)) == cost(described)
+            assert described in (in_band or everything)
+            assert f"{least['value']:,} {name.removeprefix('max_').replace('_', ' ')}" in str(refused)
+            assert ("In the band" if in_band else "In the space") in str(refused)
+    if not kept:
+        assert "ceilings that an architecture of the space keeps" in str(refused)
+        return
     assert (details["smallest"], details["largest"]) == (min(counts), max(counts))
     for nearest, expected in (
         (details["nearest"]["below"], max(below, default=None)),
@@ -115,7 +85,15 @@ def assert_describes_what_is_reachable(
         else:
             described = everything[0].with_axes(**nearest["axes"])
             assert nearest["parameters"] == expected == count(described, budget.basis)
-            assert described in everything
+            assert described in kept
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_points_are_those_of_one_combination_after_the_other(name: str) -> None:
+    """Which ones, and in which order: stored searches are gone on with by it."""
+    teacher = teacher_named(name)
+    space = default_space(teacher)
+    assert tuple(space.within(half(teacher)).points) == slow_points(space, half(teacher))
 
 
 def test_a_budget_is_a_ceiling() -> None:
@@ -210,12 +188,33 @@ def test_a_value_that_the_family_refuses_quotes_the_familys_reason() -> None:
 
 
 def test_a_space_too_large_to_enumerate_is_refused() -> None:
-    teacher = teacher_named("Llama-3.1-8B")
+    teacher = teacher_named("Llama-3.1-8B").with_axes(num_hidden_layers=64)
     everything = {axis: Range(min=1, max=getattr(teacher, axis)) for axis in AXES}
-    with pytest.raises(InvalidRequest, match="at most 1,000,000 combinations") as refused:
+    with pytest.raises(InvalidRequest, match="at most 5,000,000 combinations") as refused:
         SearchSpace.from_request(teacher, SpaceRequest(**everything))
     assert isinstance(refused.value.got, int)
     assert refused.value.got > MAX_COMBINATIONS
+
+
+def test_every_width_depth_and_number_of_heads_below_llama_8b_can_be_counted() -> None:
+    """1.06e10 architectures."""
+    teacher = teacher_named("Llama-3.1-8B")
+    everything = {axis: Range(min=1, max=getattr(teacher, axis)) for axis in AXES if axis != "num_attention_heads"}
+    space = SearchSpace.from_request(teacher, SpaceRequest(**everything))
+    budget = Budget.from_request(BudgetRequest(ratio=0.5, tolerance=1e-3), teacher_parameters=parameters(teacher))
+    feasible = space.within(budget)
+    assert feasible.num_architectures > len(feasible.points) > 90_000
+    for point in sample(feasible.points, 20, seed=0):
+        assert FAMILIES["llama"].illegal(point) is None
+        assert budget.contains(parameters(point))
+        wider = point.with_axes(intermediate_size=point.intermediate_size + 1)
+        assert wider.intermediate_size > teacher.intermediate_size or not budget.contains(parameters(wider))
+
+
+def test_a_teacher_whose_counts_do_not_fit_64_bits_is_refused() -> None:
+    teacher = llama(hidden_size=2**40, intermediate_size=2**40)
+    with pytest.raises(InvalidRequest, match="at most 9,223,372,036,854,775,807 parameters"):
+        default_space(teacher)
 
 
 def test_asked_values_are_the_axis() -> None:
@@ -233,39 +232,6 @@ def test_query_heads_follow_the_asked_kv_heads() -> None:
 def test_default_values_that_no_combination_has_are_left_out() -> None:
     axes = SearchSpace.from_request(llama(), SpaceRequest(num_attention_heads=(4,))).axes
     assert axes["num_key_value_heads"] == (2, 4)
-
-
-def test_the_default_axes_of_llama_8b() -> None:
-    axes = default_space(teacher_named("Llama-3.1-8B")).axes
-    assert axes["num_hidden_layers"] == tuple(range(16, 33))
-    assert axes["hidden_size"] == tuple(range(1024, 4097, 256))
-    assert axes["intermediate_size"] == tuple(range(3584, 14337, 256))
-    assert axes["num_key_value_heads"] == tuple(range(2, 9))
-    assert axes["num_attention_heads"][-1] == 32
-
-
-def test_the_default_axes_of_a_tiny_teacher() -> None:
-    teacher = llama(num_hidden_layers=5, hidden_size=64, intermediate_size=172, head_dim=8)
-    axes = default_space(teacher).axes
-    assert axes["num_hidden_layers"] == (3, 4, 5)
-    assert axes["hidden_size"] == (16, 24, 32, 40, 48, 56, 64)
-    assert axes["intermediate_size"] == tuple(range(44, 173, 4))
-    assert axes["num_key_value_heads"] == (1, 2, 3, 4)
-    assert axes["num_attention_heads"] == (1, 2, 3, 4, 6, 8)
-
-
-@given(hidden=st.integers(1, 40), ffn=st.integers(1, 300), layers=st.integers(1, 9), kv=st.integers(1, 9))
-def test_the_teacher_is_always_in_its_default_space(hidden: int, ffn: int, layers: int, kv: int) -> None:
-    teacher = llama(
-        hidden_size=2 * kv * hidden,
-        intermediate_size=ffn,
-        num_hidden_layers=layers,
-        num_key_value_heads=kv,
-        num_attention_heads=2 * kv,
-    )
-    axes = default_space(teacher).axes
-    assert {axis: values[-1] for axis, values in axes.items()} == teacher.axes
-    assert all(list(values) == sorted(set(values)) for values in axes.values())
 
 
 # --- families whose hidden size is that of all heads ------------------------------------------------------------------
@@ -307,68 +273,3 @@ def test_a_hidden_size_that_no_number_of_heads_has_is_refused_with_the_reason() 
     with pytest.raises(InvalidRequest, match="hidden_size 30 is not num_attention_heads") as refused:
         SearchSpace.from_request(pythia(), SpaceRequest(hidden_size=(16, 30)))
     assert refused.value.where == ("space", "hidden_size")
-
-
-# --- relative positions ---------------------------------------------------------------------------------------------
-
-
-def feasible_half() -> FeasibleSet:
-    return default_space(llama()).within(half(llama()))
-
-
-def naive_nearest(feasible: FeasibleSet, position: dict[str, float], taken: set[str]) -> Architecture | None:
-    best: tuple[float, Architecture] | None = None
-    for point in feasible.points:
-        distance = sum((feasible.position(point)[axis] - position[axis]) ** 2 for axis in feasible.free_axes)
-        if point.digest not in taken and (best is None or distance < best[0] - 1e-12):
-            best = (distance, point)
-    return best[1] if best else None
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_the_nearest_point_is_the_naive_one(data: st.DataObject) -> None:
-    feasible = feasible_half()
-    position = {axis: data.draw(st.integers(0, 8)) / 8 for axis in feasible.free_axes}
-    taken = {point.digest for point in data.draw(st.sets(st.sampled_from(feasible.points)))}
-    found = feasible.nearest(position, taken=taken | {"of another budget"})
-    naive = naive_nearest(feasible, position, taken)
-    assert (found is None) == (naive is None)
-    if found is not None and naive is not None:
-        assert found.digest not in taken
-        distances = [
-            sum((feasible.position(point)[axis] - position[axis]) ** 2 for axis in feasible.free_axes)
-            for point in (found, naive)
-        ]
-        assert distances[0] == pytest.approx(distances[1], abs=1e-9)
-
-
-def test_a_point_is_nearest_to_its_own_position() -> None:
-    feasible = feasible_half()
-    for point in feasible.points:
-        assert feasible.nearest(feasible.position(point), taken=()) == point
-
-
-def test_taking_every_nearest_point_takes_every_point_once() -> None:
-    feasible = feasible_half()
-    middle = dict.fromkeys(feasible.free_axes, 0.5)
-    found: list[Architecture] = []
-    while (point := feasible.nearest(middle, taken={point.digest for point in found})) is not None:
-        found.append(point)
-    assert len(found) == len(feasible.points)
-    assert set(found) == set(feasible.points)
-
-
-def test_positions_run_from_the_smallest_to_the_largest_feasible_value() -> None:
-    feasible = feasible_half()
-    for axis in feasible.free_axes:
-        positions = {getattr(point, axis): feasible.position(point)[axis] for point in feasible.points}
-        assert [positions[value] for value in sorted(positions)] == sorted(positions.values())
-        assert (min(positions.values()), max(positions.values())) == (0.0, 1.0)
-
-
-def test_a_fixed_axis_has_no_position() -> None:
-    space = SearchSpace.from_request(llama(), SpaceRequest(num_hidden_layers=(3,), num_key_value_heads=(4,)))
-    feasible = space.within(half(llama()))
-    assert set(feasible.free_axes) <= {"hidden_size", "num_attention_heads"}
-    assert feasible.outer_axes["num_hidden_layers"] == (3,)

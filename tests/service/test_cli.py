@@ -213,15 +213,21 @@ def test_a_leaderboard_shows_what_else_was_measured(espalier: Shell, served: Ser
     driver.take()
     judged, waiting = driver.propose(2)
     driver.start(judged)
-    metrics = {"task/zorro_accuracy": 0.6, "task/zorro_stderr": 0.0123, "latency/decode_tokens_per_s": 1234.5}
+    metrics = {
+        "task/zorro_accuracy": 0.6,
+        "task/zorro_stderr": 0.0123,
+        "harness/arc_acc": 0.25,
+        "harness/arc_acc_stderr": 0.01,
+        "latency/decode_tokens_per_s": 1234.5,
+    }
     driver.measure(judged, 1024, **metrics)
     lines = espalier.lines("leaderboard", search_id)
     place = next(at for at, line in enumerate(lines) if "zorro" in line)
-    assert lines[place].split() == ["#", "candidate", "zorro", "decode", "tokens/s"]
+    assert lines[place].split() == ["#", "candidate", "zorro", "arc_acc", "decode", "tokens/s"]
     rows = [line.split() for line in lines[place + 1 :]]
-    assert ["teacher", "–", "–"] in rows
-    assert ["running", judged.id, "60.0%", "±", "1.2%", "1,234"] in rows
-    assert ["pending", waiting.id, "–", "–"] in rows
+    assert ["teacher", "–", "–", "–"] in rows
+    assert ["running", judged.id, "60.0%", "±", "1.2%", "0.2500", "±", "0.0100", "1,234"] in rows
+    assert ["pending", waiting.id, "–", "–", "–"] in rows
 
 
 def test_an_empty_leaderboard_says_so(espalier: Shell, request_file: Path) -> None:

@@ -1,10 +1,12 @@
 """Llama architectures for tests: published ones, tiny ones, and Hypothesis strategies over legal ones."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
 from search.architecture import Architecture
+from search.families import FAMILIES
 
 #: What ``config.json`` says of published models, shortened to what decides shapes, and their parameter counts.
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
@@ -103,6 +105,15 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         134_515_008,
     ),
 }
+
+
+def tiny(family: str, **sizes: Any) -> Architecture:
+    """A tiny teacher of any family: 3 layers, FFN 24, 8 heads of 4 over 32 channels; 4 KV heads where it can have fewer
+    than heads."""
+    kv_heads = 8 if FAMILIES[family].hidden_is_heads else 4
+    positions = {"max_position_embeddings": 16} if family == "gpt2" else {}
+    smaller = {"num_hidden_layers": 3, "intermediate_size": 24, "num_key_value_heads": kv_heads}
+    return replace(llama(**(smaller | positions | sizes)), family=family)
 
 
 def llama(**sizes: Any) -> Architecture:

@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from search.checkpoint import read_headers
+from search.counting import checkpoint_bytes
 from search.errors import InvalidInput, NotReady
 from search.records import CandidateRecord, RunState, SearchRecord
 from search.selection import Selection
@@ -59,6 +61,16 @@ def test_plain_transformers_load_it_and_find_the_loss_of_the_leaderboard(
             logits = model(input_ids=windows.long()).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), windows[:, 1:].flatten().long())
         assert float(loss) == pytest.approx(candidate.metric(metric), abs=1e-4)
+
+
+def test_its_tensors_take_the_bytes_that_a_budget_counts(
+    outcome: tuple[SearchRecord, CandidateRecord], checkpoint: Path
+) -> None:
+    counted, file = checkpoint_bytes(outcome[1].architecture), checkpoint / "model.safetensors"
+    stored = read_headers([file])
+    assert sum(tensor.num_bytes for tensor in stored.values()) == counted
+    # what is beside them: the file's header
+    assert 0 < file.stat().st_size - counted < 150 * len(stored)
 
 
 def test_the_tokenizer_is_the_teachers_and_the_model_writes_with_it(home: Home, checkpoint: Path) -> None:

@@ -42,8 +42,10 @@ class CandidateWorker:
 
     def __init__(self, search: SearchRecord, sources: Sources, threads: int) -> None:
         torch.set_num_threads(threads)
-        shared: dict[str, Any] = {"model_roots": sources.model_roots, "artifacts": sources.artifacts}
-        self._bench = Workbench.load(search, **shared, device=_device())
+        roots: dict[str, Any] = {"model_roots": sources.model_roots, "data_roots": sources.data_roots}
+        self._bench = Workbench.load(
+            search, **roots, artifacts=sources.artifacts, allow_hub=sources.allow_hub, device=_device()
+        )
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def evaluate(self, task: EvaluationTask) -> Iterator[EvaluationEvent]:

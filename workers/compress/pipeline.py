@@ -198,7 +198,8 @@ def _on_tasks(
     bench: Workbench, student: PreTrainedModel, task: EvaluationTask, *, tokens: int
 ) -> tuple[Measurement, ...]:
     batch_tokens = task.search.request.distillation.batch_tokens
-    return _measurements(judge_all(student, bench.tasks, batch_tokens=batch_tokens), tokens=tokens)
+    metrics = judge_all(student, bench.tasks, batch_tokens=batch_tokens) | bench.harness.judge(student)
+    return _measurements(metrics, tokens=tokens)
 
 
 def _measurements(metrics: Mapping[str, float], *, tokens: int) -> tuple[Measurement, ...]:

@@ -32,7 +32,14 @@ from workers.compress.storing import key_of, store_tensors
 from workers.compress.tasks import Task, judge_all, load_layer_task, load_tasks
 from workers.compress.teacher import Teacher, check_finite
 from workers.compress.teaching import keep_targets
-from workers.compress.workbench import Workbench, begin, open_origin, open_teacher, windows_per_batch
+from workers.compress.workbench import (
+    Workbench,
+    begin,
+    load_harness,
+    open_origin,
+    open_teacher,
+    windows_per_batch,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +76,7 @@ def prepare(
         tokens = Tokens.load(artifacts.local_path(tokens_artifact))
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, source)
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
+        harness = load_harness(request, teacher, data_roots, allow_hub=allow_hub)
     batch_windows = windows_per_batch(request)
     with clock("correct_teacher"):
         correction = _correction(search, teacher, identity.digest, tokens, artifacts)
@@ -79,6 +87,7 @@ def prepare(
     with clock("judge_teacher"):
         teacher_metrics = _teacher_losses(teaching, tokens, batch_windows=batch_windows)
         teacher_metrics |= judge_all(teaching.model, tasks, batch_tokens=request.distillation.batch_tokens)
+        teacher_metrics |= harness.judge(teaching.model)
         teacher_metrics |= latency_metrics(teaching.model, request.evaluation.latency)
     with clock("run_teacher"):
         kept = keep_targets(
@@ -96,16 +105,21 @@ def prepare(
         importance_artifact=importance_artifact,
         teacher_metrics=teacher_metrics,
         seconds=clock.seconds,
-        environment={**environment(device), "teacher_dtype": str(teacher.dtype).removeprefix("torch.")},
+        environment={
+            **environment(device),
+            "teacher_dtype": str(teacher.dtype).removeprefix("torch."),
+            **harness.environment,
+        },
         **kept,
         correction=correction,
+        harness_digest=harness.digest,
         tasks_artifact=artifacts.put_bytes(canonical_json(tasks).encode()) if tasks.by_name else None,
     )
     if request.distillation.learning_rate != "auto":
         return preparation
     states = request.distillation.hidden_losses
     with clock("find_learning_rates"):
-        bench = Workbench.of(teaching, source, preparation, artifacts, states=states, device=device)
+        bench = Workbench.of(teaching, source, preparation, artifacts, harness, states=states, device=device)
         found = _find_rates(search, bench, preparation)
     with artifacts.open(found) as file:
         sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))

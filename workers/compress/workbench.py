@@ -25,6 +25,7 @@ from workers.compress.checkpoint import fingerprint, parameters_of
 from workers.compress.correction import corrected
 from workers.compress.data import Tokens
 from workers.compress.distill import Training
+from workers.compress.harness import Harness
 from workers.compress.hidden_losses import HiddenLosses
 from workers.compress.importance import Importance
 from workers.compress.model import COMPUTE_DTYPE, build_model
@@ -49,17 +50,26 @@ class Workbench:
     #: By split: what the teacher makes of the windows that students are trained and judged on.
     targets: Mapping[str, Targets]
     tasks: Tasks
+    harness: Harness
     artifacts: ArtifactStore
     device: str
 
     @classmethod
     def load(
-        cls, search: SearchRecord, *, model_roots: Sequence[Path], artifacts: ArtifactStore, device: str = "cpu"
+        cls,
+        search: SearchRecord,
+        *,
+        model_roots: Sequence[Path],
+        artifacts: ArtifactStore,
+        data_roots: Sequence[Path] = (),
+        allow_hub: bool = False,
+        device: str = "cpu",
     ) -> "Workbench":
-        """Map the teacher and the artifacts of a prepared search.
+        """Map the teacher and the artifacts of a prepared search; set up tasks of the harness, if it has any.
 
         Raises:
             UnusableTeacher: the teacher is no longer the one that was prepared.
+            InvalidInput: a task of the harness no longer is.
         """
         preparation = search.preparation
         assert preparation is not None, "a search is prepared before it is evaluated"
@@ -69,10 +79,12 @@ class Workbench:
         source, identity = open_origin(search, model_roots=model_roots, device=device) or (teacher, identity)
         if source is not teacher and identity.digest != preparation.origin_digest:
             raise _changed(str(preparation.origin_digest), identity.digest, where="start_from")
+        harness = load_harness(search.request, teacher, data_roots, allow_hub=allow_hub)
+        harness.require(preparation.harness_digest)
         if preparation.correction is not None:
             teacher = corrected(teacher, artifacts.local_path(preparation.correction.artifact))
         states = search.request.distillation.hidden_losses
-        return cls.of(teacher, source, preparation, artifacts, states=states, device=device)
+        return cls.of(teacher, source, preparation, artifacts, harness, states=states, device=device)
 
     @classmethod
     def of(
@@ -81,6 +93,7 @@ class Workbench:
         source: Teacher,
         preparation: Preparation,
         artifacts: ArtifactStore,
+        harness: Harness,
         *,
         states: Sequence[HiddenState],
         device: str,
@@ -94,6 +107,7 @@ class Workbench:
             targets=targets_of(preparation, teacher, tokens, artifacts, states=states),
             importance=Importance.load(artifacts.local_path(preparation.importance_artifact)),
             tasks=load_stored_tasks(preparation.tasks_artifact, artifacts),
+            harness=harness,
             artifacts=artifacts,
             device=device,
         )
@@ -186,3 +200,18 @@ def _changed(expected: str, got: str, *, where: str = "teacher") -> UnusableTeac
 def windows_per_batch(request: SearchRequest) -> int:
     """Windows that go through a model at a time, in training and elsewhere: what fits once fits always."""
     return request.distillation.batch_tokens // request.data.sequence_length
+
+
+def load_harness(request: SearchRequest, teacher: Teacher, data_roots: Sequence[Path], *, allow_hub: bool) -> Harness:
+    """The harness's tasks that the request names.
+
+    Raises:
+        InvalidInput: see `Harness.load`.
+    """
+    return Harness.load(
+        request.evaluation,
+        data_roots,
+        tokenizer=teacher.path,
+        batch_size=windows_per_batch(request),
+        allow_hub=allow_hub,
+    )

@@ -83,7 +83,10 @@ def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[Se
             state=row.state,
             request=row.request,
             teacher=row.teacher,
-            budgets=tuple(budgets_of[row.id]),
+            budgets=tuple(
+                budget.under_ceilings_of(asked, sequence_length=row.request.data.sequence_length)
+                for budget, asked in zip(budgets_of[row.id], row.request.budgets, strict=True)
+            ),
             progress=progress_of[row.id],
             created_at=row.created_at,
             started_at=row.started_at,
@@ -98,6 +101,7 @@ def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[Se
 
 
 def _budgets(connection: Connection, search_ids: Sequence[str]) -> dict[str, list[Budget]]:
+    """The bands; ceilings stand in the request alone."""
     found = defaultdict(list)
     ordered = select(budgets).where(budgets.c.search_id.in_(search_ids)).order_by(budgets.c.index)
     for row in connection.execute(ordered):

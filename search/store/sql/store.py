@@ -119,7 +119,8 @@ class SqlStore(Store):
         for tag in sorted(set(new.request.tags)):
             connection.execute(insert(tags).values(search_id=search_id, tag=tag))
         for index, budget in enumerate(new.budgets):
-            connection.execute(insert(budgets).values(search_id=search_id, index=index, **asdict(budget)))
+            band = {name: getattr(budget, name) for name in ("params", "smallest", "largest", "basis")}
+            connection.execute(insert(budgets).values(search_id=search_id, index=index, **band))
         if idempotency:
             key = {**asdict(idempotency), "search_id": search_id, "created_at": search.now}
             connection.execute(insert(idempotency_keys).values(key))

@@ -143,6 +143,7 @@ tags = Table(
     Index(None, "tag"),
 )
 
+# what a ratio and a tolerance came to; ceilings need no resolving, and are the request's
 budgets = Table(
     "budgets",
     metadata,

@@ -12,4 +12,4 @@ class TestExhaustive(StrategyContract):
 
     def test_points_come_in_their_order(self) -> None:
         feasible = feasible_set()
-        assert tuple(self.session(feasible).run(len(feasible.points))) == feasible.points
+        assert tuple(self.session(feasible).run(len(feasible.points))) == tuple(feasible.points)

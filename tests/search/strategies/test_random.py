@@ -1,11 +1,22 @@
 """`search.strategies.random`: the contract, and uniformity."""
 
+import random
 from collections import Counter
 
 from search.ports import Strategy
 from search.space import FeasibleSet
 from search.strategies.random import RandomStrategy
 from tests.contracts.strategy import StrategyContract, feasible_set
+
+
+def test_the_order_is_that_of_the_sorted_points() -> None:
+    """A stored search goes on with the order that it began with."""
+    feasible, draw = feasible_set(), random.Random(5).random
+    expected = sorted(feasible.points, key=lambda _: draw())
+    strategy, taken = RandomStrategy(feasible, seed=5), set[str]()
+    for point in expected:
+        assert strategy.ask(len(taken), taken=taken) == point
+        taken.add(point.digest)
 
 
 class TestRandom(StrategyContract):

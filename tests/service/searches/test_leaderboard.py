@@ -109,6 +109,21 @@ def test_a_budgets_board_has_every_candidate_in_its_band(client: TestClient, han
     assert {row["budget_index"] for row in board(client, search_id, budget=1)["items"]} == {0, 1}
 
 
+def test_a_budgets_board_leaves_out_what_its_ceilings_do(client: TestClient, hand: DriverHand) -> None:
+    """The same band twice; the first candidate, the deepest and widest, keeps more of every token than the others."""
+    [budget] = client.post("/v1/searches/preview", json=BODY | {"budgets": [{"ratio": 0.5}]}).json()["budgets"]
+    most = budget["examples"][0]["kv_cache_bytes_per_token"] - 1
+    search_id = submit(client, budgets=[{"ratio": 0.5}, {"ratio": 0.5, "max_kv_cache_bytes_per_token": most}])
+    hand.whole_search({0: [2.5, 2.4], 1: [2.0, 2.1]})
+    candidates = hand.store.candidates(search_id)
+    inside = {each.number for each in candidates if kv_cache_bytes_per_token(each.architecture) <= most}
+    assert 2 <= len(inside) < 4
+    assert len(board(client, search_id, budget=0)["items"]) == 4
+    limited = board(client, search_id, budget=1)
+    assert limited["budget"]["max_kv_cache_bytes_per_token"] == most
+    assert {row["number"] for row in limited["items"]} == inside
+
+
 def test_a_band_of_non_embedding_parameters_counts_those(client: TestClient, hand: DriverHand) -> None:
     search_id = submit(client, budgets=[{"ratio": 0.5, "basis": "non_embedding"}])
     hand.whole_search({0: [2.0, 2.1, 2.2]})

@@ -81,7 +81,7 @@ def show_search(search: Json, out: Console) -> None:
     progress, preparation = search["progress"], search["preparation"]
     counts = ", ".join(
         f"{progress[state]} {state}"
-        for state in ("pending", "running", "completed", "failed", "cancelled")
+        for state in ("pending", "running", "paused", "completed", "stopped", "failed", "cancelled")
         if progress[state]
     )
     out.print(

@@ -51,7 +51,7 @@ class Board:
     @property
     def done(self) -> int:
         """Candidates that nothing more will happen to."""
-        return sum(int(self.progress.get(state, 0)) for state in ("completed", "failed", "cancelled"))
+        return sum(int(self.progress.get(state, 0)) for state in ("completed", "failed", "cancelled", "stopped"))
 
     def take(self, event: Json) -> None:
         """Learn from one event; kinds that are not known change nothing."""
@@ -86,7 +86,7 @@ class Board:
             case "completed":
                 self.running.pop(candidate, None)
                 self._complete(candidate, data["loss"])
-            case "failed" | "requeued" | "cancelled":
+            case "failed" | "requeued" | "cancelled" | "paused":
                 self.running.pop(candidate, None)
 
     def _complete(self, candidate: str, loss: float | None) -> None:
@@ -117,6 +117,8 @@ def describe(event: Json, board: Board) -> str | None:
             text = f"{candidate}: loss {loss} after {data['tokens']:,} of {board.tokens:,} tokens"
         case "candidate.completed":
             text = f"{candidate} completed with loss {number(data['loss'])}; {_done(board)}"
+        case "candidate.promoted":
+            text = f"{candidate} goes on: among the best after {data['tokens']:,} tokens"
         case "candidate.failed" | "candidate.requeued":
             text = f"{candidate} {kind.partition('.')[2]}: {data['reason']}"
         case _ if kind.startswith("search."):

@@ -8,12 +8,14 @@ import pytest
 
 from search.errors import InsufficientText, Interrupted
 from search.ports import (
+    RUN_ENDS,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
     RunFailed,
     RunFinished,
     RunMeasured,
+    RunPaused,
     RunStarted,
 )
 from search.records import SearchRecord
@@ -27,7 +29,7 @@ def events_until_ended(evaluator: Evaluator, *run_ids: str) -> list[EvaluationEv
     while left:
         news = evaluator.poll(1)
         events += news
-        left -= {event.run_id for event in news if isinstance(event, RunFinished | RunFailed)}
+        left -= {event.run_id for event in news if isinstance(event, RUN_ENDS)}
     return events
 
 
@@ -113,6 +115,23 @@ class EvaluatorContract(ABC):
         assert isinstance(rest[-1], RunFinished)
         assert isinstance(whole[-1], RunFinished)
         assert rest[-1].result.checkpoint_artifact == whole[-1].result.checkpoint_artifact
+
+    def test_a_run_that_pauses_at_each_rung_measures_what_an_undisturbed_one_does(
+        self, evaluator: Evaluator, prepared: SearchRecord
+    ) -> None:
+        evaluator.start(prepared)
+        task, partial = task_for(prepared), None
+        evaluator.submit(task)
+        whole = [e for e in events_until_ended(evaluator, task.run_id) if isinstance(e, RunMeasured)]
+        parts: list[RunMeasured] = []
+        *before_last, _ = [event.measurements[0].tokens for event in whole if event.measurements[0].tokens]
+        for until in (*before_last, None):
+            evaluator.submit(replace(task, partial=partial, until=until))
+            events = events_until_ended(evaluator, task.run_id)
+            assert_a_whole_run(events, end=RunFinished if until is None else RunPaused)
+            measured = [event for event in events if isinstance(event, RunMeasured)]
+            parts, partial = parts + measured, measured[-1].partial
+        assert parts == whole
 
     def test_nothing_is_told_where_nothing_runs(self, evaluator: Evaluator, prepared: SearchRecord) -> None:
         evaluator.start(prepared)

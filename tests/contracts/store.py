@@ -331,9 +331,11 @@ class TheHistory:
             "planned": 8,
             "pending": 0,
             "running": 0,
+            "paused": 0,
             "completed": 1,
             "failed": 0,
             "cancelled": 0,
+            "stopped": 0,
         }
 
     def test_a_reader_resumes_after_any_event(self, store: Store) -> None:
@@ -543,6 +545,54 @@ class EndingASearch:
         store.finish_search(lease, JobState.COMPLETED)
         all_of_it = set(map(digest, ("first", "second", "third", "fourth")))
         assert all_of_it <= set(store.delete_search(lease.subject_id))
+
+    def test_a_run_pauses_with_its_rung_and_is_promoted_in_a_generation(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = started(store, lease)
+        kept = PartialRun(tokens=100, artifact=digest("kept"))
+        store.record(lease, candidate.run_id, [loss(2.5)], partial=kept, pauses=True)
+        paused = store.get_candidate(candidate.id)
+        assert (paused.state, paused.partial, paused.reached, paused.loss) == (RunState.PAUSED, kept, 100, None)
+        assert store.get_search(lease.subject_id).progress.paused == 1
+        both = store.add_candidates(lease, proposals(1), promoted=[candidate.run_id])
+        assert [(each.number, each.state) for each in both] == [(0, RunState.PENDING), (1, RunState.PENDING)]
+        assert (both[0].reached, both[0].partial) == (100, kept)
+        store.start_run(lease, candidate.run_id, worker="w")
+        store.record(lease, candidate.run_id, [loss(2.0, tokens=200)])
+        goes_on = store.get_candidate(candidate.id)
+        assert [goes_on.loss_at(tokens) for tokens in (100, 200)] == [2.5, 2.0]
+        history = kinds(store, lease.subject_id)
+        assert [kind for kind in history if kind in ("candidate.paused", "candidate.promoted")] == [
+            "candidate.paused",
+            "candidate.promoted",
+        ]
+
+    def test_only_what_pauses_is_promoted(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = started(store, lease)
+        with pytest.raises(IllegalTransition):
+            store.add_candidates(lease, proposals(1), promoted=[candidate.run_id])
+        assert len(store.candidates(lease.subject_id)) == 1, "nothing of the generation is stored"
+
+    def test_a_paused_run_stays_when_its_driver_leaves(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = started(store, lease)
+        store.record(lease, candidate.run_id, [loss(2.5)], pauses=True)
+        store.release(lease)
+        assert store.get_candidate(candidate.id).state is RunState.PAUSED
+
+    def test_paused_runs_are_stopped_and_what_they_were_kept_in_is_free(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate, other = started(store, lease), started(store, lease, 1)
+        kept = PartialRun(tokens=100, artifact=digest("kept"))
+        store.record(lease, candidate.run_id, [loss(2.5)], partial=kept, pauses=True)
+        store.stop_paused(lease)
+        stopped = store.get_candidate(candidate.id)
+        assert (stopped.state, stopped.reached, stopped.loss) == (RunState.STOPPED, 100, None)
+        assert stopped.finished_at is not None
+        assert store.get_candidate(other.id).state is RunState.RUNNING
+        assert store.reclaim(lease.subject_id) == [digest("kept")]
+        assert "candidate.stopped" in kinds(store, lease.subject_id)
 
     def test_a_corrected_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
         lease = running_search(store)

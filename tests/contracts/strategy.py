@@ -44,10 +44,18 @@ class Session:
             self.observe(Observation(number=number, architecture=architecture, state=RunState.PENDING))
         return architecture
 
-    def end(self, number: int, state: RunState = RunState.COMPLETED) -> None:
+    def end(self, number: int, state: RunState = RunState.COMPLETED, *, tokens: int = 100) -> None:
         architecture = self.observed[number].architecture
-        loss = loss_of(architecture) if state is RunState.COMPLETED else None
-        self.observe(Observation(number=number, architecture=architecture, state=state, loss=loss))
+        held = state in (RunState.COMPLETED, RunState.PAUSED, RunState.STOPPED)
+        self.observe(
+            Observation(
+                number=number,
+                architecture=architecture,
+                state=state,
+                loss=loss_of(architecture) if held else None,
+                tokens=tokens if held else None,
+            )
+        )
 
     def observe(self, observation: Observation) -> None:
         self.observed[observation.number] = observation
@@ -113,6 +121,21 @@ class StrategyContract(ABC):
         session.end(8, RunState.FAILED)
         again = session.restarted(self.make(feasible))
         assert again.ask() == session.ask()
+
+    def test_candidates_that_pause_at_a_rung_or_were_stopped_there_are_learnt_of_and_never_proposed_again(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        for number in range(12):
+            assert session.ask() is not None
+            if number % 4:
+                session.end(number, RunState.STOPPED if number % 4 == 1 else RunState.PAUSED, tokens=25)
+            else:
+                session.end(number)
+        again = session.restarted(self.make(feasible))
+        proposed = session.ask()
+        assert proposed is not None
+        assert proposed.digest not in again.taken
+        assert again.ask() == proposed
 
     def test_a_later_observation_replaces_the_earlier(self) -> None:
         feasible = feasible_set()

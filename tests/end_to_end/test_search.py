@@ -3,6 +3,7 @@
 import json
 import math
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +18,7 @@ from search.distillation import DistillationRequest
 from search.finishing import FinishRequest, plan_finish
 from search.planning import plan
 from search.records import CandidateRecord, JobState, RunState, SearchRecord
-from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
+from search.request import BudgetRequest, HalvingRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.serialization import from_json
 from search.spec import Spec, build_spec
 from search.store.sql import SqlStore
@@ -127,6 +128,28 @@ def test_the_best_candidate_is_trained_on_by_a_search_of_its_own(
     assert [m.tokens for m in trained.measurements if m.metric == "validation_loss"] == [0, 4096, 8192, 12288, 16384]
     assert database.reclaim(search.id) == []
     assert build_spec(search, trained, home.artifacts).recipe.distillation.tokens == 16_384
+
+
+def test_candidates_that_are_behind_are_stopped_and_the_others_end_as_if_they_had_been_alone(
+    finished: SearchRecord, home: Home, database: SqlStore
+) -> None:
+    """On two workers, each going on with what the other has begun; four candidates, rungs at a quarter and a half."""
+    strategy = replace(REQUEST.strategy, kind="exhaustive", rungs=(0.25, 0.5, 1.0), halving=HalvingRequest())
+    search = database.create_search(home.plan(replace(REQUEST, strategy=strategy)))
+    search = wait_for_end(database, search.id)
+    assert search.state is JobState.COMPLETED, search.error
+    candidates = database.candidates(search.id)
+    states = Counter(candidate.state for candidate in candidates)
+    assert states[RunState.COMPLETED] >= 1
+    assert states[RunState.STOPPED] >= 1
+    assert set(states) == {RunState.COMPLETED, RunState.STOPPED}
+    for candidate in candidates:
+        alone = home.distilled(search, index=candidate.number)
+        expected = {m: m.value for m in alone.measurements if m.metric == "validation_loss"}
+        measured = [m for m in candidate.measurements if m.metric == "validation_loss"]
+        assert [m.value for m in measured] == pytest.approx([*expected.values()][: len(measured)], rel=1e-6)
+    assert database.reclaim(search.id) == [], "what the stopped ones were kept in is gone"
+    assert database.get_search(search.id).progress.stopped == states[RunState.STOPPED]
 
 
 def test_a_running_search_can_be_cancelled(finished: SearchRecord, home: Home, database: SqlStore) -> None:

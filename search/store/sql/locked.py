@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from search.errors import LeaseLost, NotFound
+from search.errors import IllegalTransition, LeaseLost, NotFound
 from search.ports import Clock
 from search.records import (
     CandidateRecord,
@@ -73,6 +73,17 @@ class LockedSearch:
     def run(self, run_id: str) -> CandidateRecord:
         """The candidate of one of its runs, without measurements. Raises NotFound."""
         return queries.candidate_of_run(self.connection, self.id, run_id)
+
+    def run_in(self, state: RunState, run_id: str, *, verb: str) -> CandidateRecord:
+        """The same, of a run that must be in `state`.
+
+        Raises:
+            IllegalTransition: it is in another, where that verb is not legal.
+        """
+        candidate = self.run(run_id)
+        if candidate.state is not state:
+            raise IllegalTransition("run", run_id, state=candidate.state.value, verb=verb, legal=[state.value])
+        return candidate
 
     def runs_in(self, *states: RunState) -> list[CandidateRecord]:
         """The candidates whose runs are in one of `states`, by number, without measurements."""

@@ -47,7 +47,7 @@ def add(search: LockedSearch, proposals: Sequence[Proposal]) -> list[CandidateRe
 def promote(search: LockedSearch, run_ids: Sequence[str]) -> list[CandidateRecord]:
     """PAUSED runs become PENDING; in the order given, with their measurements."""
     for run_id in run_ids:
-        search.move_run(search.run(run_id), RunState.PENDING)
+        search.move_run(search.run_in(RunState.PAUSED, run_id, verb="promote"), RunState.PENDING)
     found = {each.run_id: each for each in queries.candidates_where(search.connection, runs.c.id.in_(run_ids))}
     promoted = [found[run_id] for run_id in run_ids]
     for candidate in promoted:

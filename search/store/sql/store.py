@@ -317,11 +317,7 @@ class SqlStore(Store):
         pauses: bool = False,
     ) -> None:
         with self._leased(lease) as search:
-            candidate = search.run(run_id)
-            if candidate.state is not RunState.RUNNING:
-                raise IllegalTransition(
-                    "run", run_id, state=candidate.state.value, verb="measure", legal=[RunState.RUNNING.value]
-                )
+            candidate = search.run_in(RunState.RUNNING, run_id, verb="measure")
             new = rows.insert_measurements(search.connection, run_id, measurements)
             for tokens, of_rung in groupby(new, key=lambda measurement: measurement.tokens):
                 metrics = {measurement.metric: measurement.value for measurement in of_rung}

@@ -20,8 +20,9 @@ final or paused and its results were told in the candidates' order. What is deci
 results alone: neither timing, nor the number of workers, nor an interruption changes it.
 """
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -224,36 +225,70 @@ class _Loop:
             return  # the generation is still on its way
         self._tell()
         count = self.search.request.limits.max_parallel if deterministic else 1
-        promoted = self._promote(count, is_closed=False)
-        proposals = self._ask(count - len(promoted))
+        tokens = self._tokens_left()
+        promoted = self._promote(count, tokens)
+        proposals = self._ask(count - len(promoted), tokens - sum(self._tokens_of(each) for each in promoted))
         if not promoted and not proposals and not self.running:
-            promoted = self._promote(count, is_closed=True)
+            promoted = self._see_through()
         if promoted or proposals:
-            for candidate in self.store.add_candidates(self.lease, proposals, promoted=promoted):
+            going_on = [candidate.run_id for candidate in promoted]
+            for candidate in self.store.add_candidates(self.lease, proposals, promoted=going_on):
                 self._note(candidate)
                 self.waiting.append(candidate)
 
-    def _promote(self, count: int, *, is_closed: bool) -> list[str]:
-        """Runs of up to `count` paused candidates that may go on; those of the first budget first."""
-        request = self.search.request
-        if request.strategy.halving is None:
-            return []
-        factor = request.strategy.halving.reduction_factor
-        chosen: list[str] = []
+    def _promote(self, count: int, tokens: float) -> list[CandidateRecord]:
+        """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first."""
+        chosen: list[CandidateRecord] = []
         for budget_index in range(len(self.strategies)):
-            known = {run: each for run, each in self.candidates.items() if each.budget_index == budget_index}
-            while len(chosen) < count:
-                best = promotable(
-                    list(known.values()), request.rung_tokens, reduction_factor=factor, is_closed=is_closed
-                )
-                if best is None:
-                    break
-                chosen.append(best.run_id)
+            known = self._of_budget(budget_index)
+            while len(chosen) < count and (best := self._best(known, is_closed=False)) is not None:
+                tokens -= self._tokens_of(best)
+                if tokens < 0:
+                    return chosen
+                chosen.append(best)
                 known[best.run_id] = replace(best, state=RunState.PENDING)
         return chosen
 
-    def _ask(self, count: int) -> list[Proposal]:
-        """Up to `count` proposals, each for the budget that has the fewest candidates."""
+    def _see_through(self) -> list[CandidateRecord]:
+        """Nothing else is left to do: of each budget without a candidate at its end the best, so that it has one."""
+        found = []
+        for budget_index in range(len(self.strategies)):
+            known = self._of_budget(budget_index)
+            if all(candidate.state is not RunState.COMPLETED for candidate in known.values()):
+                found.append(self._best(known, is_closed=True))
+        return [candidate for candidate in found if candidate is not None]
+
+    def _of_budget(self, budget_index: int) -> dict[str, CandidateRecord]:
+        return {run: each for run, each in self.candidates.items() if each.budget_index == budget_index}
+
+    def _best(self, known: Mapping[str, CandidateRecord], *, is_closed: bool) -> CandidateRecord | None:
+        request = self.search.request
+        if request.strategy.halving is None:
+            return None
+        factor = request.strategy.halving.reduction_factor
+        return promotable(list(known.values()), request.rung_tokens, reduction_factor=factor, is_closed=is_closed)
+
+    def _tokens_of(self, candidate: CandidateRecord) -> int:
+        """What it is trained on when it goes on next."""
+        return (self._until(candidate) or self.search.request.distillation.tokens) - (candidate.reached or 0)
+
+    def _tokens_left(self) -> float:
+        """Of the limit, once all that is on its way has come to where it pauses or ends."""
+        limit = self.search.request.limits.max_tokens
+        if limit is None:
+            return math.inf
+        ways = (
+            (each.reached or 0) + (0 if each.state.is_final or each.state is RunState.PAUSED else self._tokens_of(each))
+            for each in self.candidates.values()
+        )
+        return limit - sum(ways)
+
+    def _ask(self, count: int, tokens: float) -> list[Proposal]:
+        """Up to `count` proposals that begin with up to so many tokens, each for the budget that has the fewest
+        candidates."""
+        request = self.search.request
+        first = request.rung_tokens[0] if request.strategy.halving else request.distillation.tokens
+        count = int(min(count, tokens // first))
         known = self.candidates.values()
         taken = {candidate.architecture.digest for candidate in known}
         sizes = Counter(dict.fromkeys(range(len(self.strategies)), 0))

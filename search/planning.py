@@ -431,17 +431,19 @@ def estimate_cost(planned: Plan) -> CostEstimate:
             3 * request.teacher_correction.tokens + (data.validation_samples + data.test_samples) * data.sequence_length
         )
     flops = teacher_flops * once + _selection_flops(planned, teacher_flops)
+    num_candidates = planned.new_search.planned
+    whole = num_candidates * request.distillation.tokens
+    distillation_tokens = min(whole, request.limits.max_tokens or whole)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
-        distillation = request.distillation.tokens * (3 * student_flops + target_flops)
+        distillation = distillation_tokens / num_candidates * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         flops += _num_candidates(request, feasible) * (distillation + evaluation)
         if request.distillation.learning_rate == "auto":
-            flops += USUAL_TRIALS * FRACTION * distillation
-    num_candidates = planned.new_search.planned
+            flops += USUAL_TRIALS * FRACTION * request.distillation.tokens * (3 * student_flops + target_flops)
     return CostEstimate(
         num_candidates=num_candidates,
-        distillation_tokens=num_candidates * request.distillation.tokens,
+        distillation_tokens=distillation_tokens,
         evaluation_tokens=num_candidates * heldout_tokens,
         calibration_tokens=calibration_tokens,
         flops=flops,

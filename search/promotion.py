@@ -31,7 +31,7 @@ def promotable(
         candidates: all that the budget has.
         rungs: in tokens, ascending; the last one is the whole run.
         reduction_factor: η.
-        is_closed: no others will be proposed, and none runs.
+        is_closed: nothing else is left to do, and the best of a rung goes on even alone.
     """
     for tokens in reversed(rungs[:-1]):
         ranked = _ranked(candidates, tokens)

@@ -318,8 +318,17 @@ class LimitsRequest:
 
     max_parallel: int = 4
     """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
+    max_tokens: int | None = None
+    """Tokens that students are trained on, all candidates together: nothing begins, or goes on, that would exceed it.
+    But a budget ends with one candidate distilled to its end, whatever that takes. Null: no limit."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.max_tokens is None or self.max_tokens >= 1,
+            expected="at least 1, or null",
+            got=self.max_tokens,
+            where="max_tokens",
+        )
         _require(self.max_parallel >= 1, expected="at least 1", got=self.max_parallel, where="max_parallel")
 
 
@@ -375,6 +384,13 @@ class SearchRequest:
             expected=f"a multiple of data.sequence_length = {self.data.sequence_length}",
             got=micro,
             where="distillation.micro_batch_tokens",
+        )
+        limit = self.limits.max_tokens
+        _require(
+            limit is None or limit >= self.distillation.tokens,
+            expected=f"at least what one candidate takes, distillation.tokens = {self.distillation.tokens:,}",
+            got=limit,
+            where="limits.max_tokens",
         )
         self._check_correction()
 

@@ -246,6 +246,37 @@ def test_cancelling_ends_those_that_wait_at_a_rung(house: Callable[..., House]) 
     assert home.num_artifacts == 0
 
 
+# --- a limit of tokens ----------------------------------------------------------------------------------------------
+
+
+def tokens_of(home: House) -> int:
+    return sum(candidate.reached or 0 for candidate in home.candidates)
+
+
+@pytest.mark.parametrize(("limit", "begun"), [(400, 4), (399, 3), (100, 1)])
+def test_as_many_candidates_begin_as_the_limit_of_tokens_holds(
+    house: Callable[..., House], limit: int, begun: int
+) -> None:
+    home = house(max_candidates=8, max_tokens=limit)
+    home.drive(ScriptedEvaluator(slots=3))
+    assert home.search.state is JobState.COMPLETED
+    assert [c.state for c in home.candidates] == [RunState.COMPLETED] * begun
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("limit", [125, 200, 300, 475])
+def test_halving_keeps_to_the_limit_and_still_ends_with_a_candidate(
+    house: Callable[..., House], limit: int, deterministic: bool
+) -> None:
+    home = house(max_candidates=16, max_tokens=limit, deterministic=deterministic, halving=HALVING)
+    home.drive(ScriptedEvaluator())
+    assert home.search.state is JobState.COMPLETED
+    completed = [c for c in home.candidates if c.state is RunState.COMPLETED]
+    assert completed
+    assert tokens_of(home) <= limit or (len(completed) == 1 and tokens_of(home) <= limit + 75)
+    assert tokens_of(home) > limit - 50, "what the limit leaves is used"
+
+
 # --- what goes wrong with a candidate -------------------------------------------------------------------------------
 
 

@@ -345,6 +345,14 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
     assert cost.targets_pay_from == beside.targets_pay_from == fewest
 
 
+def test_a_limit_of_tokens_bounds_the_cost(roots: Path) -> None:
+    free, limited = make_plan(roots), make_plan(roots, limits={"max_tokens": 6 * 64})
+    assert estimate_cost(free).distillation_tokens == 12 * 64
+    assert estimate_cost(limited).distillation_tokens == 6 * 64
+    assert estimate_cost(limited).flops < estimate_cost(free).flops
+    assert estimate_cost(make_plan(roots, limits={"max_tokens": 10**9})).flops == estimate_cost(free).flops
+
+
 def test_correcting_the_teacher_costs_its_training_and_a_second_model(roots: Path) -> None:
     plain, correcting = make_plan(roots), make_plan(roots, teacher_correction={"tokens": 32})
     teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)

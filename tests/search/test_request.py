@@ -307,3 +307,11 @@ def test_random_scores_take_a_seed() -> None:
 )
 def test_a_task_is_named_by_the_last_part_of_its_path(path: str, name: str) -> None:
     assert task_name(path) == name
+
+
+def test_a_limit_of_tokens_holds_a_candidate() -> None:
+    request = from_json(SearchRequest, SMALLEST | {"limits": {"max_tokens": 819_200}})
+    assert request.limits.max_tokens == request.distillation.tokens
+    with pytest.raises(InvalidRequest, match=r"distillation\.tokens") as raised:
+        replace(request, limits=LimitsRequest(max_tokens=819_199))
+    assert raised.value.where == ("limits.max_tokens",)

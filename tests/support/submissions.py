@@ -39,6 +39,7 @@ def submission(
     deterministic: bool = False,
     kind: StrategyKind = "tpe",
     halving: HalvingRequest | None = None,
+    max_tokens: int | None = None,
 ) -> NewSearch:
     """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
@@ -53,7 +54,7 @@ def submission(
             rungs=(0.25, 0.5, 1.0),
             halving=halving,
         ),
-        limits=LimitsRequest(max_parallel=max_parallel),
+        limits=LimitsRequest(max_parallel=max_parallel, max_tokens=max_tokens),
     )
     count = parameters(TEACHER)
     return NewSearch(

@@ -5,7 +5,6 @@ Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NeurIPS 2011; mu
 """
 
 import copy
-import hashlib
 from collections.abc import Collection, Container, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from search.architecture import Architecture
 from search.ports import Observation, Strategy
 from search.records import RunState
 from search.space import FeasibleSet
+from search.strategies.seeding import seed_of
 
 # Studies are remade for every ask: Optuna's line for each new one says nothing.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,7 +39,7 @@ _TRIAL_STATES = {
 
 
 def startup_candidates(max_candidates: int) -> int:
-    """How many candidates must complete before TPE has a say: a third of them, at most Optuna's default of 10."""
+    """How many candidates must have a loss before a strategy learns from them: a third, at most Optuna's 10."""
     return min(10, -(-max_candidates // 3))
 
 
@@ -79,7 +79,7 @@ class TpeStrategy(Strategy):
             n_startup_trials=self._num_startup,
             multivariate=True,
             constant_liar=True,
-            seed=_seed(self._seed, number),
+            seed=seed_of(self._seed, number),
         )
         storage = _Observed([trial for _, trial in sorted(self._trials.items())])
         return optuna.create_study(storage=storage, sampler=sampler, direction="minimize")
@@ -135,8 +135,3 @@ class _Observed(InMemoryStorage):
         observed = [trial for trial in self._observed if states is None or trial.state in states]
         asked = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
         return [*(copy.deepcopy(observed) if deepcopy else observed), *asked]
-
-
-def _seed(seed: int, number: int) -> int:
-    """32 bits that depend on both evenly."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")

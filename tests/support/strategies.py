@@ -8,7 +8,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from search.architecture import Architecture
 from search.ports import Observation, Strategy
 from search.space import FeasibleSet
-from search.strategies.optuna import _TRIAL_STATES, _seed
+from search.strategies.optuna import _TRIAL_STATES
+from search.strategies.seeding import seed_of
 
 
 class SlowTpe(Strategy):
@@ -25,7 +26,7 @@ class SlowTpe(Strategy):
 
     def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
         sampler = optuna.samplers.TPESampler(
-            n_startup_trials=self._num_startup, multivariate=True, constant_liar=True, seed=_seed(self._seed, number)
+            n_startup_trials=self._num_startup, multivariate=True, constant_liar=True, seed=seed_of(self._seed, number)
         )
         study = optuna.create_study(sampler=sampler, direction="minimize")
         study.add_trials(self._trial(observation) for _, observation in sorted(self._observations.items()))

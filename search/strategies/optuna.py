@@ -54,7 +54,7 @@ class TpeStrategy(Strategy):
     Args:
         feasible: what may be proposed.
         seed: of the search.
-        num_startup: proposals are random until this many candidates have completed.
+        num_startup: proposals are random until this many candidates have completed, or were judged at a rung.
     """
 
     def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int) -> None:

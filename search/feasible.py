@@ -20,6 +20,9 @@ from search.lattice import OUTER_AXES, WIDTH_AXES, Integers, Lattice
 
 T = TypeVar("T")
 
+#: How many of the closest points are looked at first; most of the time one of them is left.
+_FIRST_LOOK = 16
+
 #: Of a random float's bits, those that are drawn.
 _DRAWN = 2**53
 
@@ -127,15 +130,40 @@ class FeasibleSet:
         Distance is Euclidean over the free axes; between equally close points the earlier of `points` wins.
         """
         target = [position[axis] for axis in self.free_axes]
-        # At most len(taken) of the closest can be taken. Squares as arrays find them but for rounding; among those
-        # left, Python's distance decides, so that a stored search goes on as it began.
-        wanted = min(len(taken) + 1, len(self.rows))
         squares = self._squares(target)
-        limit = np.partition(squares, wanted - 1)[wanted - 1]
+        looked_at, wanted = 0, _FIRST_LOOK
+        while looked_at < len(self.rows):
+            closest = self._closest(target, squares, min(wanted, len(self.rows)))
+            for number in closest[looked_at:]:
+                if self._digest(number) not in taken:
+                    return self.points[number]
+            looked_at, wanted = len(closest), 4 * wanted
+        return None
+
+    def _digest(self, number: int) -> str:
+        """Of a point by its number. Kept: strategies come back to where the best points are."""
+        if number not in self._digests:
+            self._digests[number] = self.points[number].digest
+        return self._digests[number]
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        return {}
+
+    def _closest(self, target: Sequence[float], squares: NDArray[np.float64], count: int) -> list[int]:
+        """The `count` closest points, the closest first. `squares` are distances squared as arrays find them but for
+        rounding; among those that may be meant Python's distance decides, so that a stored search goes on as it began.
+        """
+        limit = np.partition(squares, count - 1)[count - 1]
         close = np.flatnonzero(squares <= limit * (1 + 1e-9) + 1e-300).tolist()
-        points = {number: self.points[number] for number in close}
-        closest = nsmallest(wanted, close, key=lambda number: dist(self.position(points[number]).values(), target))
-        return next((points[number] for number in closest if points[number].digest not in taken), None)
+        return nsmallest(count, close, key=lambda number: dist(self._place(number), target))
+
+    def _place(self, number: int) -> list[float]:
+        """The relative position of a point by its number, in the order of `free_axes`."""
+        depth = int(np.searchsorted(self.starts, number, side="right")) - 1
+        widths = self.lattice.widths[:, self.rows[number]].tolist()
+        values = dict(zip(OUTER_AXES, (int(self.lattice.depths[depth]), *widths), strict=True))
+        return [self._relative[axis][values[axis]] for axis in self.free_axes]
 
     def _squares(self, target: Sequence[float]) -> NDArray[np.float64]:
         """The squared distance of every point, (N,)."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from search.ports import Strategy
 from search.request import StrategyKind, StrategyRequest
 from search.space import FeasibleSet
+from search.strategies.evolution import EvolutionStrategy
 from search.strategies.exhaustive import ExhaustiveStrategy
 from search.strategies.optuna import TpeStrategy, startup_candidates
 from search.strategies.random import RandomStrategy
@@ -12,6 +13,10 @@ from search.strategies.random import RandomStrategy
 
 def _tpe(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
     return TpeStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
+
+
+def _evolution(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
+    return EvolutionStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
 
 
 def _random(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
@@ -25,6 +30,7 @@ def _exhaustive(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> S
 #: How to make each kind.
 STRATEGIES: Mapping[StrategyKind, Callable[[StrategyRequest, FeasibleSet, int], Strategy]] = {
     "tpe": _tpe,
+    "evolution": _evolution,
     "random": _random,
     "exhaustive": _exhaustive,
 }

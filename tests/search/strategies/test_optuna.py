@@ -4,16 +4,22 @@ import logging
 import os
 import subprocess
 import sys
+from random import Random
 from statistics import mean
 
 import pytest
 
+from search.architecture import Architecture
+from search.feasible import sample
 from search.ports import Observation, Strategy
 from search.records import RunState
+from search.request import SpaceRequest
 from search.space import FeasibleSet
 from search.strategies.optuna import TpeStrategy, startup_candidates
 from search.strategies.random import RandomStrategy
 from tests.contracts.strategy import Session, StrategyContract, feasible_set, loss_of
+from tests.support.lattices import default_space, half, teacher_named
+from tests.support.strategies import SlowTpe
 
 SCRIPT = """
 from search.strategies.optuna import TpeStrategy
@@ -21,6 +27,55 @@ from tests.contracts.strategy import Session, feasible_set
 session = Session(TpeStrategy(feasible_set(), seed=5, num_startup=4))
 print([sorted(architecture.axes.items()) for architecture in session.run(10)])
 """
+
+
+def happened(draw: Random, number: int, architecture: Architecture) -> Observation:
+    """Anything that may become of a candidate; losses are often equal."""
+    state = draw.choice([*RunState, RunState.COMPLETED, RunState.COMPLETED])
+    tokens = draw.choice([100, 200, 400]) if state in {RunState.PAUSED, RunState.STOPPED} else 800
+    held = state in {RunState.PAUSED, RunState.STOPPED, RunState.COMPLETED}
+    return Observation(
+        number=number,
+        architecture=architecture,
+        state=state,
+        loss=float(draw.randrange(6)) if held else None,
+        tokens=tokens if held else None,
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("space", [SpaceRequest(), SpaceRequest(hidden_size=(64,), num_hidden_layers=(6,))])
+def test_what_is_proposed_is_what_always_was(seed: int, space: SpaceRequest) -> None:
+    """Stored searches go on as they began, whatever has happened in them."""
+    draw, feasible = Random(seed), feasible_set(ratio=0.6, space=space)
+    fast = TpeStrategy(feasible, seed=seed, num_startup=4)
+    slow = SlowTpe(feasible, seed=seed, num_startup=4)
+    known: dict[int, Architecture] = {}
+    for number in range(0, 2 * min(len(feasible.points), 30), 2):  # of two budgets in turn
+        taken = {architecture.digest for architecture in known.values()}
+        architecture = fast.ask(number, taken=taken)
+        assert architecture == slow.ask(number, taken=taken)
+        assert architecture is not None
+        known[number] = architecture
+        for changed in {number, *draw.sample(sorted(known), draw.randrange(min(4, len(known) + 1)))}:
+            observation = happened(draw, changed, known[changed])
+            fast.observe(observation)
+            slow.observe(observation)
+
+
+def test_what_is_proposed_after_hundreds_is_what_always_was() -> None:
+    teacher = teacher_named("Llama-3.1-8B")
+    feasible, draw = default_space(teacher).within(half(teacher)), Random(0)
+    fast, slow = (kind(feasible, seed=0, num_startup=10) for kind in (TpeStrategy, SlowTpe))
+    points = sample(feasible.points, 300, seed=0)
+    for number, point in enumerate(points):
+        observation = happened(draw, number, point)
+        fast.observe(observation)
+        slow.observe(observation)
+    taken = {point.digest for point in points}
+    asked = [fast.ask(number, taken=taken) for number in range(300, 310)]
+    assert asked == [slow.ask(number, taken=taken) for number in range(300, 310)]
+    assert len(set(asked)) > 1
 
 
 class TestTpe(StrategyContract):

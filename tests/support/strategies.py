@@ -1,0 +1,46 @@
+"""Strategies as they were at first, to compare with."""
+
+from collections.abc import Collection
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from search.architecture import Architecture
+from search.ports import Observation, Strategy
+from search.space import FeasibleSet
+from search.strategies.optuna import _TRIAL_STATES
+from search.strategies.seeding import seed_of
+
+
+class SlowTpe(Strategy):
+    """As TPE was asked at first: every time by a study that Optuna fills, and with the space that Optuna gathers."""
+
+    def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int) -> None:
+        self._feasible = feasible
+        self._seed = seed
+        self._num_startup = num_startup
+        self._observations: dict[int, Observation] = {}
+        self._distributions: dict[str, BaseDistribution] = {
+            axis: FloatDistribution(0.0, 1.0) for axis in feasible.free_axes
+        }
+
+    def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self._num_startup, multivariate=True, constant_liar=True, seed=seed_of(self._seed, number)
+        )
+        study = optuna.create_study(sampler=sampler, direction="minimize")
+        study.add_trials(self._trial(observation) for _, observation in sorted(self._observations.items()))
+        return self._feasible.nearest(study.ask(self._distributions).params, taken=taken)
+
+    def observe(self, observation: Observation) -> None:
+        self._observations[observation.number] = observation
+
+    def _trial(self, observation: Observation) -> optuna.trial.FrozenTrial:
+        state, tokens, loss = _TRIAL_STATES[observation.state], observation.tokens, observation.loss
+        return optuna.create_trial(
+            state=state,
+            value=loss if state is optuna.trial.TrialState.COMPLETE else None,
+            intermediate_values={} if tokens is None or loss is None else {tokens: loss},
+            params=self._feasible.position(observation.architecture),
+            distributions=self._distributions,
+        )

@@ -145,7 +145,7 @@ class _Loop:
             raise _Cancelled
 
     def _is_cancelled(self) -> bool:
-        return self.store.get_search(self.search.id).state is JobState.CANCELLING
+        return self.store.search_state(self.search.id) is JobState.CANCELLING
 
     def _prepare(self) -> None:
         if self.search.preparation is not None:

@@ -271,6 +271,10 @@ class Store(ABC):
         """One. Raises NotFound."""
 
     @abstractmethod
+    def search_state(self, search_id: str) -> JobState:
+        """Where one stands, for who asks often. Raises NotFound."""
+
+    @abstractmethod
     def list_searches(
         self,
         *,

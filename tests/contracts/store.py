@@ -198,6 +198,14 @@ class TheService:
         assert (search.started_at, search.finished_at, search.error, search.preparation) == (None,) * 4
         assert kinds(store, search.id) == ["search.queued"]
 
+    def test_where_a_search_stands_can_be_asked_alone(self, store: Store) -> None:
+        lease = running_search(store)
+        queued = store.create_search(new_search())
+        for search_id in (queued.id, lease.subject_id):
+            assert store.search_state(search_id) is store.get_search(search_id).state
+        store.cancel_search(lease.subject_id)
+        assert store.search_state(lease.subject_id) is JobState.CANCELLING
+
     def test_ids_are_short_and_say_what_they_name(self, store: Store) -> None:
         candidate, export = exported(store)
         for identifier, prefix in (
@@ -212,6 +220,7 @@ class TheService:
     def test_what_does_not_exist_is_not_found(self, store: Store) -> None:
         looks: list[Callable[[str], object]] = [
             store.get_search,
+            store.search_state,
             store.cancel_search,
             store.delete_search,
             store.candidates,

@@ -1,6 +1,7 @@
 """`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -120,7 +121,8 @@ class LockedSearch:
 
     def refer(self, **digests_by_kind: Sequence[str]) -> None:
         """Note that the search refers to files of the artifact store."""
-        known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id)
+        asked = list(chain.from_iterable(digests_by_kind.values()))
+        known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id, artifacts.c.digest.in_(asked))
         stored = set(self.connection.scalars(known))
         for kind, digests in digests_by_kind.items():
             for digest in digests:

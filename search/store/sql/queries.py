@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_
+from sqlalchemy import JSON, ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_, type_coerce
 
 from search.budget import Budget
 from search.errors import NotFound
@@ -49,6 +49,17 @@ def get_search(connection: Connection, search_id: str) -> SearchRecord:
     if not rows:
         raise NotFound("search", search_id)
     return _search_records(connection, rows)[0]
+
+
+def search_state(connection: Connection, search_id: str) -> JobState:
+    """The state of its job. Raises NotFound."""
+    # a search's own job has its id
+    state: JobState | None = connection.scalar(
+        select(jobs.c.state).join(searches, searches.c.id == jobs.c.id).where(searches.c.id == search_id)
+    )
+    if state is None:
+        raise NotFound("search", search_id)
+    return state
 
 
 def list_searches(
@@ -265,6 +276,16 @@ def all_drivers(connection: Connection) -> list[DriverRecord]:
     """The last seen first."""
     rows = connection.execute(select(drivers).order_by(drivers.c.seen_at.desc(), drivers.c.id))
     return [DriverRecord(**row._mapping) for row in rows]
+
+
+def partial_artifacts(search_id: str) -> Select[tuple[str]]:
+    """Digests of the partial runs that a search's candidates would go on from; read out of the JSON by the database,
+    as there may be one for every candidate."""
+    return (
+        select(type_coerce(runs.c.partial, JSON)["artifact"].as_string())
+        .join(candidates, candidates.c.id == runs.c.candidate_id)
+        .where(candidates.c.search_id == search_id, runs.c.partial.is_not(None))
+    )
 
 
 def artifacts_only_of(connection: Connection, search_id: str, *where: ColumnElement[bool]) -> list[str]:

@@ -80,5 +80,6 @@ def insert_measurements(connection: Connection, run_id: str, measured: Sequence[
         if (measurement.tokens, measurement.metric) not in taken:
             taken.add((measurement.tokens, measurement.metric))
             new.append(measurement)
-            connection.execute(insert(measurements).values(run_id=run_id, **asdict(measurement)))
+    if new:
+        connection.execute(insert(measurements), [{"run_id": run_id, **asdict(measurement)} for measurement in new])
     return new

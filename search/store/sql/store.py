@@ -136,6 +136,10 @@ class SqlStore(Store):
         with self._reading() as connection:
             return queries.get_search(connection, search_id)
 
+    def search_state(self, search_id: str) -> JobState:
+        with self._reading() as connection:
+            return queries.search_state(connection, search_id)
+
     def list_searches(
         self,
         *,
@@ -331,7 +335,7 @@ class SqlStore(Store):
 
     def reclaim(self, search_id: str) -> Sequence[str]:
         with self._locked(search_id) as search:
-            left = {candidate.partial.artifact for candidate in search.runs_in(*RunState) if candidate.partial}
+            left = queries.partial_artifacts(search.id)
             superseded = and_(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
             orphans = queries.artifacts_only_of(search.connection, search_id, superseded)
             of_search = and_(artifacts.c.search_id == search_id, superseded)

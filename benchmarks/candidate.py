@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ import torch
 
 from benchmarks.first_search import REPORTS, machine, versions
 from benchmarks.importance import SUBJECTS, data_roots, request
-from search.artifacts import FsspecArtifactStore
+from benchmarks.local import prepared
 from search.counting import parameters
-from search.planning import feasible_sets, plan
+from search.planning import feasible_sets
 from search.ports import EvaluationTask
-from search.records import JobState, Progress, RunResult, SearchRecord
+from search.records import RunResult, SearchRecord
 from workers.compress.distill import Training
 from workers.compress.pipeline import evaluate
-from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench
 
 
@@ -128,22 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     wanted = request(SUBJECTS["stories260K"], steps=chosen.steps, batch_tokens=2_048, learning_rate=4e-3)
-    models, corpora = [roots[0]], [roots[1]]
-    new = plan(wanted, model_roots=models, data_roots=corpora).new_search
-    search = SearchRecord(
-        id="s-1",
-        state=JobState.RUNNING,
-        request=new.request,
-        teacher=new.teacher,
-        budgets=new.budgets,
-        progress=Progress(planned=new.planned),
-        created_at=datetime.now(UTC),
-    )
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        artifacts = FsspecArtifactStore(str(Path(folder) / "artifacts"), cache_dir=Path(folder) / "cache")
-        preparation = prepare(search, model_roots=models, data_roots=corpora, artifacts=artifacts)
-        search = replace(search, preparation=preparation)
-        bench = Workbench.load(search, model_roots=models, artifacts=artifacts)
+        search, bench = prepared(wanted, roots[0].parent, Path(folder))
         middle = len(feasible_sets(search)[0].points) // 2
         found = [timed_candidate(bench, search, middle + index) for index in range(4)][1:]
     text = report(found, search)

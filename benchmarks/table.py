@@ -19,27 +19,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.first_search import machine, versions
+from benchmarks.local import prepared
 from search.architecture import AXES, Architecture
-from search.artifacts import FsspecArtifactStore
 from search.counting import parameters
 from search.data import DataRequest
 from search.distillation import DistillationRequest
 from search.errors import CandidateFailed
 from search.learning_rate import RateSweep
-from search.planning import feasible_sets, plan
-from search.records import JobState, Progress, SearchRecord
+from search.planning import feasible_sets
+from search.records import SearchRecord
 from search.request import BudgetRequest, Range, SearchRequest, SpaceRequest, StrategyRequest, TeacherRequest
 from search.serialization import from_json, to_json
 from workers.compress.evaluate import held_out_loss
-from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench, best_selection, build_student, training_of, windows_per_batch
 
 TABLE = Path(__file__).parent / "tables" / "stories260K.jsonl"
@@ -139,25 +137,6 @@ def run(search: SearchRecord, bench: Workbench, budget_index: int, point: Archit
     )
 
 
-def prepared(folder: Path, data: Path) -> tuple[SearchRecord, Workbench]:
-    """The search, with its learning rates, and what its candidates share."""
-    artifacts = FsspecArtifactStore(str(folder / "artifacts"), cache_dir=folder / "cache")
-    roots: dict[str, Sequence[Path]] = {"model_roots": [data / "models"], "data_roots": [data / "corpora"]}
-    new = plan(REQUEST, model_roots=roots["model_roots"], data_roots=roots["data_roots"]).new_search
-    search = SearchRecord(
-        id="table",
-        state=JobState.RUNNING,
-        request=new.request,
-        teacher=new.teacher,
-        budgets=new.budgets,
-        progress=Progress(planned=new.planned),
-        created_at=datetime.now(UTC),
-    )
-    preparation = prepare(search, model_roots=roots["model_roots"], data_roots=roots["data_roots"], artifacts=artifacts)
-    search = replace(search, preparation=preparation)
-    return search, Workbench.load(search, model_roots=roots["model_roots"], artifacts=artifacts)
-
-
 def record(search: SearchRecord, bench: Workbench, path: Path) -> None:
     """Make the table, or what is missing of it."""
     assert search.preparation is not None
@@ -194,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="espalier-table-") as passing:
-        search, bench = prepared(chosen.home or Path(passing), Path(os.environ["ESPALIER_DATA_DIR"]))
+        search, bench = prepared(REQUEST, Path(os.environ["ESPALIER_DATA_DIR"]), chosen.home or Path(passing))
         record(search, bench, chosen.out)
     return 0
 

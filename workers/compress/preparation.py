@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 from transformers import PreTrainedTokenizerBase
 
-from search.correction import Correction
+from search.correction import Correction, CorrectionRequest
 from search.errors import InvalidRequest
 from search.learning_rate import RateSweep, middle_of
 from search.planning import feasible_sets
@@ -78,12 +78,14 @@ def prepare(
         tasks = load_tasks(request.evaluation, data_roots, tokenizer, teacher)
         harness = load_harness(request, teacher, data_roots, allow_hub=allow_hub)
     batch_windows = windows_per_batch(request)
-    with clock("correct_teacher"):
-        correction = _correction(search, teacher, identity.digest, tokens, artifacts)
-        teaching, teaching_digest = teacher, identity.digest
-        if correction is not None:
-            teaching = corrected(teacher, artifacts.local_path(correction.artifact))
-            teaching_digest = correction.artifact
+    correction = search.continues.correction if search.continues else None
+    teaching, teaching_digest = teacher, identity.digest
+    if request.teacher_correction is not None:  # of a search that goes on from another's candidate it never is
+        with clock("correct_teacher"):
+            correction = _correct(request, request.teacher_correction, teacher, identity.digest, tokens, artifacts)
+    if correction is not None:
+        teaching = corrected(teacher, artifacts.local_path(correction.artifact))
+        teaching_digest = correction.artifact
     with clock("judge_teacher"):
         teacher_metrics = _teacher_losses(teaching, tokens, batch_windows=batch_windows)
         teacher_metrics |= judge_all(teaching.model, tasks, batch_tokens=request.distillation.batch_tokens)
@@ -126,15 +128,15 @@ def prepare(
     return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
 
 
-def _correction(
-    search: SearchRecord, teacher: Teacher, teacher_digest: str, tokens: Tokens, artifacts: ArtifactStore
-) -> Correction | None:
-    """What students learn from, where that is not the teacher as it is: trained now, or once before."""
-    if search.continues is not None:
-        return search.continues.correction
-    request, wanted = search.request, search.request.teacher_correction
-    if wanted is None:
-        return None
+def _correct(
+    request: SearchRequest,
+    wanted: CorrectionRequest,
+    teacher: Teacher,
+    teacher_digest: str,
+    tokens: Tokens,
+    artifacts: ArtifactStore,
+) -> Correction:
+    """Train the teacher on, unless an earlier search did."""
     artifact = corrected_weights(
         teacher,
         teacher_digest,

@@ -69,6 +69,7 @@ def test_the_teacher_knows_the_text_better_afterwards(home: Home, search: Search
     for metric in ("validation_loss", "test_loss"):
         assert search.preparation.teacher_metrics[metric] < correction.metrics_before[metric]
     assert search.preparation.target_artifacts != plain.target_artifacts
+    assert search.preparation.seconds.keys() - plain.seconds.keys() == {"correct_teacher"}
     bench = home.bench(search)
     loss = held_out_loss(bench.teacher.model, bench.tokens.validation, batch_windows=8)
     assert loss == pytest.approx(search.preparation.teacher_metrics["validation_loss"], rel=1e-6)

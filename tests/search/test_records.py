@@ -24,7 +24,7 @@ from tests.support.architectures import llama
 #: Two state machines: the states, what may follow each, and those that end it.
 MACHINES: list[tuple[Any, Mapping[Any, frozenset[Any]], set[Any]]] = [
     (JobState, JOB_TRANSITIONS, {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED}),
-    (RunState, RUN_TRANSITIONS, {RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED}),
+    (RunState, RUN_TRANSITIONS, {RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.STOPPED}),
 ]
 
 

@@ -153,12 +153,18 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     out.print(table(title, columns, rows, left=(1,), whole=(1,)))
     out.print(
         "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
-        "±: standard error, from the spread of windows; candidates share these, so they differ by less. "
+        "±: standard error, from the spread of windows; candidates are judged on the same ones, so that their "
+        "differences are known better. "
         "size: of the teacher's parameters. heads: query/KV. *: no other is both smaller and better."
+        + (" stopped: behind at a rung; its loss is that of the rung." if _any_stopped(board) else "")
     )
     _show_metrics(board, out)
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
+
+
+def _any_stopped(board: Json) -> bool:
+    return any(row["state"] == "stopped" for row in board["items"])
 
 
 def _loss(row: Json) -> str:
@@ -234,7 +240,7 @@ def show_spec(spec: Json, out: Console) -> None:
         facts(
             [
                 ("candidate", f"{spec['candidate_id']} of search {spec['search_id']}"),
-                ("teacher", f"{teacher['model']}, {teacher['parameters']:,} parameters"),
+                ("teacher", f"{teacher['model']}, {teacher['parameters']:,} parameters{_corrected(teacher)}"),
                 (
                     "parameters",
                     f"{spec['parameters']:,} ({spec['parameters'] / teacher['parameters']:.1%} of the teacher's), "
@@ -264,6 +270,11 @@ def show_spec(spec: Json, out: Console) -> None:
             ]
         )
     )
+
+
+def _corrected(teacher: Json) -> str:
+    correction = teacher["correction"]
+    return f", corrected on {correction['tokens']:,} tokens" if correction else ""
 
 
 def _last_metrics(measurements: Iterable[Json]) -> dict[str, float]:

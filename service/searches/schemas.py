@@ -74,9 +74,12 @@ class LeaderboardRow:
     """Validation loss when pruned and not yet distilled."""
     loss: float | None
     """Validation loss at the last rung reached."""
+    tokens: int | None
+    """Tokens of distillation at that rung: fewer than the others' where a candidate was stopped; null before the
+    first."""
     loss_stderr: float | None
     """Its standard error, from the spread of the validation windows; null of a single one. How well the text's loss is
-    known, not by how much two candidates differ: they are judged on the same windows."""
+    known; candidates are judged on the same windows, so that their differences are known better."""
     kl: float | None
     """KL(teacher || student) on the validation split at the last rung reached."""
     agreement: float | None
@@ -114,6 +117,7 @@ class LeaderboardRow:
             kv_cache_bytes_per_token=kv_cache_bytes_per_token(candidate.architecture),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
+            tokens=candidate.reached,
             loss_stderr=stderr,
             kl=candidate.metric("validation_kl"),
             agreement=candidate.metric("validation_agreement"),

@@ -74,6 +74,7 @@ def test_a_row_says_what_was_measured(client: TestClient, busy: str, hand: Drive
     row = board(client, busy)["items"][0]
     candidate = hand.store.get_candidate(row["candidate_id"])
     assert (row["loss_before"], row["loss"], row["kl"], row["test_loss"]) == (5.0, 2.1, pytest.approx(1.1), 2.11)
+    assert row["tokens"] == candidate.reached == max(m.tokens for m in candidate.measurements)
     assert row["perplexity"] == pytest.approx(8.166, abs=1e-3)
     assert row["loss_stderr"] is row["perplexity_stderr"] is row["agreement"] is row["test_loss_stderr"] is None
     assert row["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture)

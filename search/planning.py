@@ -6,11 +6,12 @@ before the first candidate.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
+from search.auto import resolved
 from search.budget import Budget
 from search.checkpoint import check_parameters
 from search.counting import (
@@ -85,6 +86,8 @@ def plan(
     space = SearchSpace.from_request(source.architecture, request.space)
     budgets = _budgets(request, source.architecture)
     feasible = _within(space, budgets)
+    strategy = resolved(request.strategy, [len(each.points) for each in feasible])
+    request = replace(request, strategy=strategy)
     planned = sum(_num_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned, origin=origin)
     return Plan(

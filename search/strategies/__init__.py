@@ -27,7 +27,7 @@ def _exhaustive(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> S
     return ExhaustiveStrategy(feasible)
 
 
-#: How to make each kind.
+#: How to make each kind; `auto` has become one of them at submission (`search.auto`).
 STRATEGIES: Mapping[StrategyKind, Callable[[StrategyRequest, FeasibleSet, int], Strategy]] = {
     "tpe": _tpe,
     "evolution": _evolution,

@@ -82,6 +82,12 @@ def test_no_more_candidates_are_planned_than_can_be_proposed(roots: Path) -> Non
     assert planned.new_search.planned == sum(len(feasible.points) for feasible in planned.feasible)
 
 
+def test_a_search_is_stored_with_what_auto_stands_for(roots: Path) -> None:
+    strategy = make_plan(roots, strategy={"kind": "auto", "max_candidates": 2}).new_search.request.strategy
+    assert strategy.kind == "evolution"
+    assert strategy.halving is not None
+
+
 def test_a_stored_search_has_the_feasible_sets_of_its_submission(roots: Path) -> None:
     planned = make_plan(roots)
     new = planned.new_search

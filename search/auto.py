@@ -1,4 +1,4 @@
-"""What ``strategy.kind = "auto"`` stands for: a strategy and successive halving, by the size of the space.
+"""What ``strategy.kind = "auto"`` stands for: a strategy and successive halving, by the size of the space and the limits.
 
 Decided at submission, so that the stored request, its preview and its specs name what runs. Measured by replay on a
 table of every architecture of a space (`benchmarks.search`; docs/decisions/0026).
@@ -7,28 +7,31 @@ table of every architecture of a space (`benchmarks.search`; docs/decisions/0026
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from search.request import HalvingRequest, StrategyRequest
+from search.request import HalvingRequest, LimitsRequest, StrategyRequest
 
-#: Fractions of a run: an eighth is where rankings begin to mean something.
-RUNGS = (0.125, 0.25, 0.5, 1.0)
-REDUCTION_FACTOR = 2
+#: Fractions of a run. At a sixteenth rankings have begun to mean something: those that will be best are in the better
+#: quarter; at a quarter they mean nearly all that they will.
+RUNGS = (0.0625, 0.25, 1.0)
+REDUCTION_FACTOR = 4
 
 _DEFAULT_RUNGS = next(field.default for field in fields(StrategyRequest) if field.name == "rungs")
 
 
-def resolved(request: StrategyRequest, num_proposals: Sequence[int]) -> StrategyRequest:
+def resolved(request: StrategyRequest, limits: LimitsRequest, num_proposals: Sequence[int]) -> StrategyRequest:
     """The request with what `auto` stands for in its place; any other as it is.
 
-    ``exhaustive`` where every budget's architectures can all be begun, else ``evolution``. Candidates are halved either
-    way: by what the request says, else by two at rungs that double. Rungs that the request names stay.
+    ``exhaustive`` where every architecture of every budget will be begun anyway: where there are no more than
+    ``max_candidates`` and no limit on tokens. Else ``evolution``. Candidates are halved either way: as the request
+    says, else by four at rungs that are four times apart. Rungs that the request names stay.
 
     Args:
         request: as submitted.
+        limits: of the same search.
         num_proposals: how many architectures each budget's strategy can propose.
     """
     if request.kind != "auto":
         return request
-    is_small = all(number <= request.max_candidates for number in num_proposals)
+    is_begun_whole = limits.max_tokens is None and max(num_proposals) <= request.max_candidates
     rungs = RUNGS if request.rungs == _DEFAULT_RUNGS else request.rungs
     halving = request.halving or (HalvingRequest(reduction_factor=REDUCTION_FACTOR) if len(rungs) > 1 else None)
-    return replace(request, kind="exhaustive" if is_small else "evolution", rungs=rungs, halving=halving)
+    return replace(request, kind="exhaustive" if is_begun_whole else "evolution", rungs=rungs, halving=halving)

@@ -86,7 +86,7 @@ def plan(
     space = SearchSpace.from_request(source.architecture, request.space)
     budgets = _budgets(request, source.architecture)
     feasible = _within(space, budgets)
-    strategy = resolved(request.strategy, [len(each.points) for each in feasible])
+    strategy = resolved(request.strategy, request.limits, [len(each.points) for each in feasible])
     request = replace(request, strategy=strategy)
     planned = sum(_num_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned, origin=origin)

@@ -5,25 +5,32 @@ from typing import get_args
 import pytest
 
 from search.auto import REDUCTION_FACTOR, RUNGS, resolved
-from search.request import HalvingRequest, StrategyKind, StrategyRequest
+from search.request import HalvingRequest, LimitsRequest, StrategyKind, StrategyRequest
+
+FREE = LimitsRequest()
 
 
 def test_a_space_that_can_be_begun_whole_is_and_its_candidates_are_halved() -> None:
-    found = resolved(StrategyRequest(kind="auto", max_candidates=20), [20, 7])
+    found = resolved(StrategyRequest(kind="auto", max_candidates=20), FREE, [20, 7])
     assert found.kind == "exhaustive"
     assert found.rungs == RUNGS
     assert found.halving == HalvingRequest(reduction_factor=REDUCTION_FACTOR)
 
 
 def test_a_larger_one_is_searched_even_if_only_for_one_budget() -> None:
-    assert resolved(StrategyRequest(kind="auto", max_candidates=20), [20, 21]).kind == "evolution"
+    assert resolved(StrategyRequest(kind="auto", max_candidates=20), FREE, [20, 21]).kind == "evolution"
+
+
+def test_a_small_one_is_searched_where_tokens_may_not_do_for_all_of_it() -> None:
+    asked = StrategyRequest(kind="auto", max_candidates=20)
+    assert resolved(asked, LimitsRequest(max_tokens=10**6), [20]).kind == "evolution"
 
 
 def test_what_the_request_says_stays() -> None:
     asked = StrategyRequest(
         kind="auto", rungs=(0.1, 1.0), halving=HalvingRequest(reduction_factor=5), seed=3, deterministic=True
     )
-    found = resolved(asked, [1_000])
+    found = resolved(asked, FREE, [1_000])
     assert (found.rungs, found.halving, found.seed, found.deterministic) == (
         asked.rungs,
         asked.halving,
@@ -33,10 +40,10 @@ def test_what_the_request_says_stays() -> None:
 
 
 def test_without_a_rung_to_stop_at_nothing_is_halved() -> None:
-    assert resolved(StrategyRequest(kind="auto", rungs=(1.0,)), [1_000]).halving is None
+    assert resolved(StrategyRequest(kind="auto", rungs=(1.0,)), FREE, [1_000]).halving is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in get_args(StrategyKind) if kind != "auto"])
 def test_a_strategy_that_was_named_is_taken_as_it_is(kind: StrategyKind) -> None:
     asked = StrategyRequest(kind=kind)
-    assert resolved(asked, [1_000]) is asked
+    assert resolved(asked, FREE, [1_000]) is asked

@@ -1,4 +1,5 @@
-"""What ``strategy.kind = "auto"`` stands for: a strategy and successive halving, by the size of the space and the limits.
+"""What ``strategy.kind = "auto"`` stands for: a strategy and successive halving, by the size of the space
+and the limits.
 
 Decided at submission, so that the stored request, its preview and its specs name what runs. Measured by replay on a
 table of every architecture of a space (`benchmarks.search`; docs/decisions/0026).

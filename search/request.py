@@ -27,7 +27,7 @@ MAX_NAME = 200
 MAX_TAG = 100
 
 Basis = Literal["total", "non_embedding"]
-StrategyKind = Literal["auto", "tpe", "evolution", "random", "exhaustive"]
+StrategyKind = Literal["auto", "tpe", "gp", "evolution", "random", "exhaustive"]
 Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
@@ -278,10 +278,11 @@ class StrategyRequest:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     kind: StrategyKind = "tpe"
-    """`auto`: chosen at submission by the size of the space, with successive halving (`search.auto`); `tpe`: Optuna's
-    multivariate TPE; `evolution`: a step or a few from the candidates that came furthest and are
-    best there, after DarwinLM (arXiv 2502.07780), whose growing budgets of tokens are `halving`; `random`: uniform over
-    the feasible set; `exhaustive`: all of it, in order."""
+    """`auto`: chosen at submission by the size of the space and the limits, with successive halving (`search.auto`);
+    `tpe`: Optuna's multivariate TPE; `gp`: Optuna's Gaussian process over what is feasible and left, for up to some
+    hundreds of candidates, as a proposal takes seconds after a thousand; `evolution`: a step or a few from the
+    candidates that came furthest and are best there, after DarwinLM (arXiv 2502.07780), whose growing budgets of tokens
+    are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
     max_candidates: int = 16
     """Candidates proposed per budget, at most."""
     rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)

@@ -34,7 +34,7 @@ def read_request(
     batch_tokens: Annotated[int | None, _flag("Tokens of an optimiser step.")] = None,
     learning_rate: Annotated[str | None, _flag("Peak learning rate; auto: the best of several, tried first.")] = None,
     sequence_length: Annotated[int | None, _flag("Tokens of a packed window.")] = None,
-    strategy: Annotated[str | None, _flag("auto, tpe, evolution, random or exhaustive.")] = None,
+    strategy: Annotated[str | None, _flag("auto, tpe, gp, evolution, random or exhaustive.")] = None,
     max_candidates: Annotated[int | None, _flag("Candidates a budget, at most.")] = None,
     seed: Annotated[int | None, _flag("Seed of the proposals and of the order of the data.")] = None,
     max_parallel: Annotated[int | None, _flag("Candidates at the same time, at most.")] = None,

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import cast
 
 import numpy as np
@@ -69,9 +70,6 @@ LIMITS_IN_RUNS = (1, 1.5, 2)
 
 #: More than there are: tokens are the limit.
 MAX_CANDIDATES = 1_000
-
-#: Whose proposals are a list: nothing is learnt from where it begins.
-UNINFORMED = ("exhaustive", *GRIDS)
 
 
 def recorded_budgets(table: Table, models: Path) -> tuple[Recorded, ...]:
@@ -288,13 +286,14 @@ def of_regret(recorded: Recorded, results: Sequence[Result]) -> list[str]:
         (
             each.case.label,
             *(spread(each.regrets[limit]) for limit in limits),
+            thousandths(fmean(float(each.regrets[limit].mean()) for limit in limits)),
             f"{each.spent(limits[-1]) / recorded.exhaustive_tokens:.0%}",
             str(each.case.seeds),
         )
         for each in results
     ]
     return table(
-        ("strategy | halving", *(f"{share:.0%}" for share in GRID), "spent of 100%", "seeds"),
+        ("strategy | halving", *(f"{share:.0%}" for share in GRID), "mean of all", "spent of 100%", "seeds"),
         rows,
     )
 
@@ -385,8 +384,17 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def report(recorded: Sequence[Recorded], made: Table, compared: Sequence[Case]) -> Iterator[str]:
-    """Markdown, line by line, each as soon as it is known."""
+def report(
+    recorded: Sequence[Recorded], made: Table, compared: Sequence[Case], learning: Sequence[str]
+) -> Iterator[str]:
+    """Markdown, line by line.
+
+    Args:
+        recorded: the budgets.
+        made: the table that they are of.
+        compared: what is replayed on each.
+        learning: names of those that are tried with what the other budget knows.
+    """
     began, request = time.monotonic(), from_json(SearchRequest, made.made["request"])
     names = [f"{budget.ratio:.0%}" for budget in request.budgets]
     yield from (
@@ -400,7 +408,7 @@ def report(recorded: Sequence[Recorded], made: Table, compared: Sequence[Case]) 
         "- **Regret**: how far the end loss (the mean over seeds where several were recorded) of the candidate that "
         "the search would name its winner lies above the table's best, in thousandths of a nat a token: median "
         "(quartiles) over replay seeds, which draw the proposals and, of architectures with several recorded runs, "
-        "one. The search itself sees that run alone",
+        "one. The search itself sees that run alone. *Mean of all*: over seeds and limits. One worker",
         "- **Percentages**: limits of tokens as a share of exhaustive, all architectures of the budget to their end. "
         "A limit is exceeded where otherwise no candidate would come to its end",
         f"- **Halving**: from so many steps on, rungs grow by the factor that candidates are reduced by; "
@@ -422,7 +430,7 @@ def report(recorded: Sequence[Recorded], made: Table, compared: Sequence[Case]) 
         yield from of_ratios(each, results[-1])
         yield from (f"## {name}: at the zero-shot rule's cost", "")
         yield from of_zero_shot(each, results[-1])
-    yield from of_transfer(names, recorded, results)
+    yield from of_transfer(names, recorded, results, learning)
     yield from (f"Replays took {time.monotonic() - began:.0f} s.", "")
 
 
@@ -435,9 +443,9 @@ def shown(all_cases: Sequence[Case], name: str) -> Iterator[Case]:
 
 
 def of_transfer(
-    names: Sequence[str], recorded: Sequence[Recorded], results: Sequence[Sequence[Result]]
+    names: Sequence[str], recorded: Sequence[Recorded], results: Sequence[Sequence[Result]], learning: Sequence[str]
 ) -> Iterator[str]:
-    """Whether one budget learns from the other, in both directions."""
+    """Whether one budget learns from the other, in both directions: with some strategies."""
     both, tau = across(*recorded)
     yield from (
         "## What one budget learns from the other",
@@ -449,7 +457,7 @@ def of_transfer(
         "",
     )
     for here, there in ((0, 1), (1, 0)):
-        plain = [each for each in results[here] if each.case.halving == USUAL and each.case.name not in UNINFORMED]
+        plain = [each for each in results[here] if each.case.halving == USUAL and each.case.name in learning]
         wanted = [informed(recorded[there], each.case) for each in plain]
         found = [run_case(recorded[here], case) for case in shown(wanted, names[here])]
         pairs = [each for pair in zip(plain, found, strict=True) for each in pair]
@@ -472,6 +480,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--slow", choices=STRATEGIES, nargs="*", default=["exhaustive", "tpe"], help="with the usual halving alone"
     )
+    parser.add_argument(
+        "--learning",
+        nargs="*",
+        default=["random", "evolution", "tpe"],
+        help="from the other budget; with the usual one",
+    )
     parser.add_argument("--seeds", nargs="+", default=["100"], help="of replays, such as: 100 gp=5")
     parser.add_argument("--out", type=Path, help="by default a dated file among the reports")
     parser.add_argument("--machine-kind", default="cpu", help="for the report's name")
@@ -479,7 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = Table.load(chosen.table)
     recorded = recorded_budgets(made, Path(os.environ["ESPALIER_DATA_DIR"]) / "models")
     compared = cases(chosen.kinds, chosen.slow, seeds_of(chosen.seeds))
-    text = "\n".join(report(recorded, made, compared))
+    text = "\n".join(report(recorded, made, compared, chosen.learning))
     print(text)
     name = f"{datetime.now(UTC):%Y-%m-%d}-search-{chosen.machine_kind}.md"
     (chosen.out or REPORTS / name).write_text(text, encoding="utf-8")

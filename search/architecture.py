@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -78,4 +79,9 @@ class Architecture:
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: equal architectures, and only they, share it."""
-        return hashlib.sha256(canonical_json(self).encode()).hexdigest()
+        return _digest(self)
+
+
+@lru_cache(maxsize=16_384)  # the loop and its strategies ask for those of all candidates at every proposal
+def _digest(architecture: Architecture) -> str:
+    return hashlib.sha256(canonical_json(architecture).encode()).hexdigest()

@@ -124,6 +124,17 @@ class FeasibleSet:
         """The relative position of a point on each free axis."""
         return {axis: self._relative[axis][getattr(point, axis)] for axis in self.free_axes}
 
+    def positions(self, numbers: Sequence[int]) -> NDArray[np.float64]:
+        """The relative positions of points by their numbers, (len(numbers), len(free_axes)): those of `position`."""
+        depths = np.searchsorted(self.starts, numbers, side="right") - 1
+        values = (self.lattice.depths[depths], *self.lattice.widths[:, self.rows[numbers]])
+        columns = dict(zip(OUTER_AXES, values, strict=True))
+        positions = np.empty((len(numbers), len(self.free_axes)))
+        for place, axis in enumerate(self.free_axes):
+            ranks = np.searchsorted(self.outer_axes[axis], columns[axis])
+            positions[:, place] = ranks / (len(self.outer_axes[axis]) - 1)
+        return positions
+
     def nearest(self, position: Mapping[str, float], *, taken: Collection[str]) -> Architecture | None:
         """The point closest to a relative position whose digest is not `taken`; None where all are.
 

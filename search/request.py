@@ -27,7 +27,7 @@ MAX_NAME = 200
 MAX_TAG = 100
 
 Basis = Literal["total", "non_embedding"]
-StrategyKind = Literal["tpe", "evolution", "random", "exhaustive"]
+StrategyKind = Literal["tpe", "gp", "evolution", "random", "exhaustive"]
 CountedObjective = Literal["parameters", "kv_cache_bytes_per_token", "flops_per_token", "checkpoint_bytes"]
 Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
@@ -279,9 +279,10 @@ class StrategyRequest:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     kind: StrategyKind = "tpe"
-    """`tpe`: Optuna's multivariate TPE; `evolution`: a step or a few from the candidates that came furthest and are
-    best there, after DarwinLM (arXiv 2502.07780), whose growing budgets of tokens are `halving`; `random`: uniform over
-    the feasible set; `exhaustive`: all of it, in order."""
+    """`tpe`: Optuna's multivariate TPE; `gp`: Optuna's Gaussian process over what is feasible and left, for up to some
+    hundreds of candidates, as a proposal takes seconds after a thousand; `evolution`: a step or a few from the
+    candidates that came furthest and are best there, after DarwinLM (arXiv 2502.07780), whose growing budgets of tokens
+    are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
     max_candidates: int = 16
     """Candidates proposed per budget, at most."""
     objectives: tuple[str, ...] = ("loss",)
@@ -290,7 +291,7 @@ class StrategyRequest:
     `checkpoint_bytes` (exported tensors). Measured, and maximised: `task/{name}_accuracy` of a task of
     `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
     given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is
-    counted, as the rest is measured at the end. `tpe` goes by the loss alone."""
+    counted, as the rest is measured at the end. `tpe` and `gp` go by the loss alone."""
     rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
     halving: HalvingRequest | None = None

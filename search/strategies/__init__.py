@@ -7,12 +7,16 @@ from search.request import StrategyKind, StrategyRequest
 from search.space import FeasibleSet
 from search.strategies.evolution import EvolutionStrategy
 from search.strategies.exhaustive import ExhaustiveStrategy
-from search.strategies.optuna import TpeStrategy, startup_candidates
+from search.strategies.optuna import GpStrategy, TpeStrategy, startup_candidates
 from search.strategies.random import RandomStrategy
 
 
 def _tpe(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
     return TpeStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
+
+
+def _gp(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
+    return GpStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
 
 
 def _evolution(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
@@ -30,6 +34,7 @@ def _exhaustive(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> S
 #: How to make each kind.
 STRATEGIES: Mapping[StrategyKind, Callable[[StrategyRequest, FeasibleSet, int], Strategy]] = {
     "tpe": _tpe,
+    "gp": _gp,
     "evolution": _evolution,
     "random": _random,
     "exhaustive": _exhaustive,
@@ -43,5 +48,8 @@ def make_strategy(request: StrategyRequest, feasible: FeasibleSet, *, seed: int)
         request: its kind and how many candidates it will propose at most.
         feasible: what may be proposed.
         seed: decides its random choices, together with the candidates' numbers.
+
+    Raises:
+        InvalidRequest: what the kind is made with is not installed here.
     """
     return STRATEGIES[request.kind](request, feasible, seed)

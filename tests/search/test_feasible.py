@@ -221,6 +221,15 @@ def test_positions_run_from_the_smallest_to_the_largest_feasible_value() -> None
         assert (min(positions.values()), max(positions.values())) == (0.0, 1.0)
 
 
+@settings(max_examples=50, deadline=None)
+@given(feasible_sets())
+def test_positions_by_number_are_those_of_the_points(feasible: FeasibleSet) -> None:
+    numbers = range(len(feasible.points))[::-2]
+    positions = feasible.positions(numbers)
+    assert positions.shape == (len(numbers), len(feasible.free_axes))
+    assert positions.tolist() == [list(feasible.position(feasible.points[number]).values()) for number in numbers]
+
+
 def test_a_fixed_axis_has_no_position() -> None:
     space = SearchSpace.from_request(llama(), SpaceRequest(num_hidden_layers=(3,), num_key_value_heads=(4,)))
     feasible = space.within(half(llama()))

@@ -1,14 +1,16 @@
-"""Strategies as they were at first, to compare with."""
+"""Strategies as they were at first, to compare with, and what they are told."""
 
 from collections.abc import Collection
+from random import Random
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from search.architecture import Architecture
 from search.ports import Observation, Strategy
+from search.records import RunState
 from search.space import FeasibleSet
-from search.strategies.optuna import _TRIAL_STATES
+from search.strategies.optuna.study import TRIAL_STATES
 from search.strategies.seeding import seed_of
 
 
@@ -36,7 +38,7 @@ class SlowTpe(Strategy):
         self._observations[observation.number] = observation
 
     def _trial(self, observation: Observation) -> optuna.trial.FrozenTrial:
-        state, tokens, loss = _TRIAL_STATES[observation.state], observation.tokens, observation.loss
+        state, tokens, loss = TRIAL_STATES[observation.state], observation.tokens, observation.loss
         return optuna.create_trial(
             state=state,
             value=loss if state is optuna.trial.TrialState.COMPLETE else None,
@@ -44,3 +46,17 @@ class SlowTpe(Strategy):
             params=self._feasible.position(observation.architecture),
             distributions=self._distributions,
         )
+
+
+def happened(draw: Random, number: int, architecture: Architecture) -> Observation:
+    """Anything that may become of a candidate; losses are often equal."""
+    state = draw.choice([*RunState, RunState.COMPLETED, RunState.COMPLETED])
+    tokens = draw.choice([100, 200, 400]) if state in {RunState.PAUSED, RunState.STOPPED} else 800
+    held = state in {RunState.PAUSED, RunState.STOPPED, RunState.COMPLETED}
+    return Observation(
+        number=number,
+        architecture=architecture,
+        state=state,
+        loss=float(draw.randrange(6)) if held else None,
+        tokens=tokens if held else None,
+    )

@@ -21,7 +21,7 @@ def test_a_request_makes_its_strategy(kind: StrategyKind) -> None:
     assert strategy.ask(0, taken=()) in feasible.points
 
 
-@pytest.mark.parametrize("kind", ["tpe", "evolution", "random"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "evolution", "random"])
 def test_the_seed_reaches_the_strategy(kind: StrategyKind) -> None:
     feasible = feasible_set()
     strategies = [make_strategy(StrategyRequest(kind=kind), feasible, seed=seed) for seed in range(5)]

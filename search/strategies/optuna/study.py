@@ -1,17 +1,15 @@
-"""Optuna's tree-structured Parzen estimator (TPE). The only module that imports Optuna.
-
-Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NeurIPS 2011; multivariate, as in Falkner et al.,
-*BOHB*, ICML 2018.
-"""
+"""What strategies have in common that ask one of Optuna's samplers: a study made of what was observed."""
 
 import copy
+from abc import abstractmethod
 from collections.abc import Collection, Container, Sequence
-from typing import Any
+from typing import ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.architecture import Architecture
@@ -26,8 +24,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 #: Of every axis: a relative position.
 RELATIVE = FloatDistribution(0.0, 1.0)
 
-#: A run that is on its way counts as a bad one for TPE (constant liar), so that parallel proposals spread out.
-_TRIAL_STATES = {
+#: What becomes of a run, in Optuna's words. A running trial keeps proposals away from it.
+TRIAL_STATES = {
     RunState.PENDING: TrialState.RUNNING,
     RunState.RUNNING: TrialState.RUNNING,
     RunState.PAUSED: TrialState.PRUNED,
@@ -43,19 +41,21 @@ def startup_candidates(max_candidates: int) -> int:
     return min(10, -(-max_candidates // 3))
 
 
-class TpeStrategy(Strategy):
-    """TPE over relative positions on the outer axes; the proposal is the closest feasible point that is left.
+class OptunaStrategy(Strategy):
+    """A sampler over relative positions on the outer axes; the proposal is the closest feasible point that is left.
 
-    TPE never learns of what it suggested, only of the point that was evaluated instead. Candidates that were stopped
-    at a rung, or wait there, are pruned trials to it: worse than all that came further, ordered by their losses there.
-    Every ask makes a study of the observations and a sampler with a seed of its own: a sampler's random state could not
-    be restored after a restart, and this way there is none.
+    The sampler never learns of what it suggested, only of the point that was evaluated instead. Every ask makes a study
+    of the observations and a sampler with a seed of its own: a sampler's random state could not be restored after a
+    restart, and this way there is none.
 
     Args:
         feasible: what may be proposed.
         seed: of the search.
         num_startup: proposals are random until this many candidates have completed, or were judged at a rung.
     """
+
+    #: Which way each of a trial's values is better.
+    _directions: ClassVar[Sequence[StudyDirection]] = (StudyDirection.MINIMIZE,)
 
     def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int) -> None:
         self._feasible = feasible
@@ -64,8 +64,12 @@ class TpeStrategy(Strategy):
         self._trials: dict[int, FrozenTrial] = {}
         self._distributions: dict[str, BaseDistribution] = dict.fromkeys(feasible.free_axes, RELATIVE)
 
+    @abstractmethod
+    def _sampler(self, seed: int) -> BaseSampler:
+        """A fresh one, all of whose random choices `seed` decides."""
+
     def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
-        """The untaken point closest to what TPE suggests."""
+        """The untaken point closest to what the sampler suggests."""
         suggestion = self._study(number).ask(self._distributions).params
         return self._feasible.nearest(suggestion, taken=taken)
 
@@ -74,18 +78,18 @@ class TpeStrategy(Strategy):
         self._trials[observation.number] = self._trial(observation)
 
     def _study(self, number: int) -> optuna.Study:
-        sampler = _Tpe(
-            self._distributions,
-            n_startup_trials=self._num_startup,
-            multivariate=True,
-            constant_liar=True,
-            seed=seed_of(self._seed, number),
+        return optuna.create_study(
+            storage=_Observed(self._told()),
+            sampler=self._sampler(seed_of(self._seed, number)),
+            directions=self._directions,
         )
-        storage = _Observed([trial for _, trial in sorted(self._trials.items())])
-        return optuna.create_study(storage=storage, sampler=sampler, direction="minimize")
+
+    def _told(self) -> Sequence[FrozenTrial]:
+        """What the sampler is told, ascending by number."""
+        return [trial for _, trial in sorted(self._trials.items())]
 
     def _trial(self, observation: Observation) -> FrozenTrial:
-        state, tokens, loss = _TRIAL_STATES[observation.state], observation.tokens, observation.loss
+        state, tokens, loss = TRIAL_STATES[observation.state], observation.tokens, observation.loss
         trial = optuna.create_trial(
             state=state,
             value=loss if state is TrialState.COMPLETE else None,
@@ -95,23 +99,6 @@ class TpeStrategy(Strategy):
         )
         trial.number = 1 + observation.number  # samplers go by the order; 0 is the one that is asked for
         return trial
-
-
-class _Tpe(TPESampler):
-    """TPE that is told the space instead of gathering it from the trials, which all have the same one.
-
-    Args:
-        axes: those that trials have.
-        arguments: of Optuna's sampler.
-    """
-
-    def __init__(self, axes: Collection[str], **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._axes = axes
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What Optuna finds by looking through all trials: the axes in the order of their names."""
-        return dict.fromkeys(sorted(self._axes), RELATIVE)
 
 
 class _Observed(InMemoryStorage):

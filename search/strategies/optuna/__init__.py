@@ -1,0 +1,7 @@
+"""Optuna's samplers as strategies. The only package that imports Optuna."""
+
+from search.strategies.optuna.gp import GpStrategy
+from search.strategies.optuna.study import OptunaStrategy, startup_candidates
+from search.strategies.optuna.tpe import TpeStrategy
+
+__all__ = ["GpStrategy", "OptunaStrategy", "TpeStrategy", "startup_candidates"]

@@ -1,4 +1,7 @@
-"""`EvaluationRequest`: what is measured of teacher and candidates besides the loss. None of it changes the ranking."""
+"""`EvaluationRequest`: what is measured of teacher and candidates besides the loss.
+
+None of it changes the ranking; some of it can be optimised (`StrategyRequest.objectives`).
+"""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,6 +11,8 @@ from search.schema import SCHEMA, require
 
 #: How long the name of a metric may be: what its column holds.
 MAX_METRIC = 64
+#: What a search may maximise of `latency`, in tokens a second.
+SPEEDS = ("latency/prefill_tokens_per_s", "latency/decode_tokens_per_s")
 #: How long the name of a task may be, with what stands before and behind it.
 MAX_TASK_NAME = 48
 
@@ -60,6 +65,13 @@ class EvaluationRequest:
             require(value is None or value >= 1, expected="at least 1", got=value, where=name)
         _require_names(self.tasks, [task_name(path) for path in self.tasks], "tasks")
         _require_names(self.harness_tasks, [harness_name(name) for name in self.harness_tasks], "harness_tasks")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Metrics of completed candidates that a search may maximise: accuracies on `tasks`, and speeds. Not those of
+        the harness, whose definitions are its own and of which some are the better the lower."""
+        accuracies = tuple(f"task/{task_name(path)}_accuracy" for path in self.tasks)
+        return accuracies + (SPEEDS if self.latency else ())
 
 
 def _require_names(given: tuple[str, ...], names: list[str], where: str) -> None:

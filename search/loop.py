@@ -28,6 +28,7 @@ from typing import Any
 
 from search.counting import parameters
 from search.errors import Interrupted, InvalidInput
+from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
     EvaluationEvent,
@@ -122,6 +123,7 @@ class _Loop:
         self.untold: dict[int, CandidateRecord] = {}
         self.losses: Counter[str] = Counter()
         self.slots = 0
+        self.objectives = Objectives.of(search.request)
 
     def run(self) -> tuple[JobState, str | None]:
         """To the end: how the search ended, and why where it failed."""
@@ -266,7 +268,13 @@ class _Loop:
         if request.strategy.halving is None:
             return None
         factor = request.strategy.halving.reduction_factor
-        return promotable(list(known.values()), request.rung_tokens, reduction_factor=factor, is_closed=is_closed)
+        return promotable(
+            list(known.values()),
+            request.rung_tokens,
+            reduction_factor=factor,
+            is_closed=is_closed,
+            objectives=self.objectives,
+        )
 
     def _tokens_of(self, candidate: CandidateRecord) -> int:
         """What it is trained on when it goes on next."""
@@ -327,7 +335,7 @@ class _Loop:
     def _tell(self) -> None:
         """Show the strategies what has changed, in the order of the candidates' numbers."""
         for _, candidate in sorted(self.untold.items()):
-            self.strategies[candidate.budget_index].observe(_observation(candidate))
+            self.strategies[candidate.budget_index].observe(_observation(candidate, self.objectives))
         self.untold.clear()
 
     def _write_down(self, event: EvaluationEvent) -> None:
@@ -394,15 +402,17 @@ class _Loop:
 _HELD = (RunState.COMPLETED, RunState.PAUSED, RunState.STOPPED)
 
 
-def _observation(candidate: CandidateRecord) -> Observation:
-    """What strategies learn of it: how far it came, and its loss there, unless it is on its way or failed."""
+def _observation(candidate: CandidateRecord, objectives: Objectives) -> Observation:
+    """What strategies learn of it: how far it came, and what it comes to there, unless it is on its way or failed."""
     tokens = candidate.reached if candidate.state in _HELD else None
+    values = None if tokens is None else objectives.reached(candidate, tokens)
     return Observation(
         number=candidate.number,
         architecture=candidate.architecture,
         state=candidate.state,
         tokens=tokens,
-        loss=None if tokens is None else candidate.loss_at(tokens),
+        loss=None if values is None else values[0],
+        values=values,
     )
 
 

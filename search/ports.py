@@ -60,6 +60,14 @@ class Observation:
     loss: float | None = None
     #: Tokens of distillation after which that was measured; None where there is none.
     tokens: int | None = None
+    #: What it comes to there in the search's objectives, as far as they are known there: the loss first, and each the
+    #: better the lower (`search.objectives`). None: in the loss alone.
+    values: tuple[float, ...] | None = None
+
+    @property
+    def point(self) -> tuple[float, ...] | None:
+        """What it is compared by with others that came as far; None where it has no loss."""
+        return self.values if self.values is not None or self.loss is None else (self.loss,)
 
 
 class Strategy(ABC):

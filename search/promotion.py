@@ -7,12 +7,21 @@ rung to fill. Where we deviate: candidates of each budget are compared among the
 propose, the best of a rung goes on even if 1/η of the rung is less than one, so that the search ends with a candidate
 that was distilled to the end.
 
+With several objectives the best of a rung are those of the first Pareto fronts, and within one those with more room
+around them (`search.pareto.best_first`), as in the multi-objective variant of the algorithm (Schmucker et al.,
+*Multi-objective Asynchronous Successive Halving*, arXiv 2106.12639, section 3, "NSGA-II"). Optuna's pruners refuse
+several objectives.
+
 Decisions follow from what is stored alone. Two candidates of one loss: the one that was proposed first is better.
 """
 
 from collections.abc import Sequence
 
+from search.objectives import Objectives
+from search.pareto import best_first
 from search.records import CandidateRecord, RunState
+
+_LOSS = Objectives()
 
 
 def next_rung(candidate: CandidateRecord, rungs: Sequence[int]) -> int:
@@ -23,7 +32,12 @@ def next_rung(candidate: CandidateRecord, rungs: Sequence[int]) -> int:
 
 
 def promotable(
-    candidates: Sequence[CandidateRecord], rungs: Sequence[int], *, reduction_factor: int, is_closed: bool
+    candidates: Sequence[CandidateRecord],
+    rungs: Sequence[int],
+    *,
+    reduction_factor: int,
+    is_closed: bool,
+    objectives: Objectives = _LOSS,
 ) -> CandidateRecord | None:
     """Who of a budget's candidates goes on next; None where nobody may.
 
@@ -32,9 +46,10 @@ def promotable(
         rungs: in tokens, ascending; the last one is the whole run.
         reduction_factor: η.
         is_closed: nothing else is left to do, and the best of a rung goes on even alone.
+        objectives: what the best are best in.
     """
     for tokens in reversed(rungs[:-1]):
-        ranked = _ranked(candidates, tokens)
+        ranked = _ranked(candidates, tokens, objectives)
         places = len(ranked) // reduction_factor
         for candidate in ranked[: max(places, 1) if is_closed else places]:
             if candidate.state is RunState.PAUSED and candidate.reached == tokens:
@@ -42,11 +57,11 @@ def promotable(
     return None
 
 
-def _ranked(candidates: Sequence[CandidateRecord], tokens: int) -> list[CandidateRecord]:
+def _ranked(candidates: Sequence[CandidateRecord], tokens: int, objectives: Objectives) -> list[CandidateRecord]:
     """Those that reached a rung, the best first; one that failed later leaves its place to others."""
     found = [
-        (loss, candidate.number, candidate)
-        for candidate in candidates
-        if candidate.state is not RunState.FAILED and (loss := candidate.loss_at(tokens)) is not None
+        (values, candidate)
+        for candidate in sorted(candidates, key=lambda candidate: candidate.number)
+        if candidate.state is not RunState.FAILED and (values := objectives.at_rung(candidate, tokens)) is not None
     ]
-    return [candidate for _, _, candidate in sorted(found, key=lambda entry: entry[:2])]
+    return [found[place][1] for place in best_first([values for values, _ in found])]

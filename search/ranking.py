@@ -1,4 +1,4 @@
-"""Orders of candidates: the ranking, the Pareto front, and how well two rankings agree."""
+"""Orders of candidates: the ranking, and how well two rankings agree. For the Pareto front see `search.objectives`."""
 
 import math
 from collections.abc import Sequence
@@ -33,22 +33,6 @@ def rank(candidates: Sequence[CandidateRecord]) -> tuple[RankedCandidate, ...]:
 def _by_loss(candidate: CandidateRecord) -> tuple[float, int, int]:
     assert candidate.loss is not None
     return candidate.loss, candidate.parameters, candidate.number
-
-
-def pareto_front(candidates: Sequence[CandidateRecord]) -> tuple[CandidateRecord, ...]:
-    """The completed candidates that no other beats in both parameters and loss, the smallest first.
-
-    One beats another when it is no worse in either and better in one; of two that are equal in both, both stay.
-    """
-    completed = [(c.parameters, c.loss, c) for c in candidates if c.loss is not None]
-    front: list[CandidateRecord] = []
-    lowest: tuple[int, float] | None = None
-    # By rising parameters: whoever beats a candidate came before it, so the lowest loss so far decides.
-    for parameters, loss, candidate in sorted(completed, key=lambda entry: (entry[0], entry[1], entry[2].number)):
-        if lowest is None or loss < lowest[1] or (parameters, loss) == lowest:
-            front.append(candidate)
-            lowest = (parameters, loss)
-    return tuple(front)
 
 
 def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float | None:

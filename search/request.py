@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from search.architecture import AXES
 from search.correction import CorrectionRequest
@@ -28,6 +28,7 @@ MAX_TAG = 100
 
 Basis = Literal["total", "non_embedding"]
 StrategyKind = Literal["auto", "tpe", "gp", "evolution", "random", "exhaustive"]
+CountedObjective = Literal["parameters", "kv_cache_bytes_per_token", "flops_per_token", "checkpoint_bytes"]
 Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
@@ -285,6 +286,13 @@ class StrategyRequest:
     are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
     max_candidates: int = 16
     """Candidates proposed per budget, at most."""
+    objectives: tuple[str, ...] = ("loss",)
+    """What is optimised; the first is `loss`, the validation loss. Counted, and minimised: `parameters`,
+    `kv_cache_bytes_per_token` (at two bytes a value), `flops_per_token` (of a forward pass at `data.sequence_length`),
+    `checkpoint_bytes` (exported tensors). Measured, and maximised: `task/{name}_accuracy` of a task of
+    `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
+    given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is
+    counted, as the rest is measured at the end. `tpe` and `gp` go by the loss alone."""
     rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
     halving: HalvingRequest | None = None
@@ -299,6 +307,7 @@ class StrategyRequest:
     def __post_init__(self) -> None:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
         _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
+        self._check_objectives()
         ascending = all(low < high for low, high in pairwise(self.rungs))
         _require(
             len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,
@@ -311,6 +320,18 @@ class StrategyRequest:
             expected="a rung before the last to stop at",
             got=list(self.rungs),
             where="rungs",
+        )
+
+    def _check_objectives(self) -> None:
+        given = list(self.objectives)
+        _require(given[:1] == ["loss"], expected="loss as the first", got=given, where="objectives")
+        _require(len(set(given)) == len(given), expected="each objective once", got=given, where="objectives")
+        _require(
+            not (self.deterministic and any(name.startswith("latency/") for name in given)),
+            expected="no speed in deterministic mode",
+            got=given,
+            where="objectives",
+            hint="Timings differ from run to run, and what is proposed would follow them.",
         )
 
 
@@ -396,7 +417,19 @@ class SearchRequest:
             got=limit,
             where="limits.max_tokens",
         )
+        self._check_objectives()
         self._check_correction()
+
+    def _check_objectives(self) -> None:
+        known = ("loss", *get_args(CountedObjective), *self.evaluation.objectives)
+        for name in self.strategy.objectives:
+            _require(
+                name in known,
+                expected=f"one of {', '.join(known)}",
+                got=name,
+                where="strategy.objectives",
+                hint="Accuracies need their task in evaluation.tasks, speeds evaluation.latency.",
+            )
 
     def _check_correction(self) -> None:
         if self.teacher_correction is None:

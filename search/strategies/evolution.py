@@ -5,18 +5,18 @@ by losses after a little training, on budgets of tokens that grow as fewer are l
 the search's own successive halving (``strategy.halving``): who came furthest was best at every rung before. Where we
 deviate: nothing waits for a generation to end, a parent is any candidate with a loss so far, and a step is one to the
 next value of an axis that the budget allows, the MLP width being solved, where DarwinLM moves layers' levels in pairs.
+With several objectives the best are those of the first Pareto fronts (`search.strategies.standing`).
 """
 
-import math
 from collections.abc import Collection
 from random import Random
 
 from search.architecture import Architecture
 from search.ports import Observation, Strategy
-from search.records import RunState
 from search.space import FeasibleSet
 from search.strategies.random import RandomStrategy
 from search.strategies.seeding import seed_of
+from search.strategies.standing import ranked
 
 
 class EvolutionStrategy(Strategy):
@@ -54,9 +54,9 @@ class EvolutionStrategy(Strategy):
         """A mutant, or a random point where there is none that is not `taken`."""
         # of its methods, `random()` is the one whose sequence Python promises to keep
         draw = Random(seed_of(self._seed, number))
-        ranked = sorted((each for each in self._observations.values() if _has_loss(each)), key=_rank)
-        if len(ranked) >= self._num_startup:
-            parents = ranked[: self._num_parents]
+        standing = ranked(self._observations.values())
+        if len(standing) >= self._num_startup:
+            parents = standing[: self._num_parents]
             for parent in sorted(parents, key=lambda _: draw.random()):
                 mutant = self._mutant(parent.architecture, draw, taken)
                 if mutant is not None:
@@ -79,18 +79,6 @@ class EvolutionStrategy(Strategy):
             return mutant
         left = [point for point in beside if point.digest not in taken]
         return _one_of(left, draw) if left else None
-
-
-def _has_loss(observation: Observation) -> bool:
-    return observation.loss is not None and math.isfinite(observation.loss)
-
-
-def _rank(observation: Observation) -> tuple[float, float, int]:
-    """The best is the least: who came furthest, and of those the lowest loss, and of those the first."""
-    is_complete = observation.state is RunState.COMPLETED
-    tokens = math.inf if is_complete else observation.tokens or 0
-    assert observation.loss is not None
-    return -tokens, observation.loss, observation.number
 
 
 def _one_of(points: Collection[Architecture], draw: Random) -> Architecture:

@@ -35,6 +35,9 @@ def read_request(
     learning_rate: Annotated[str | None, _flag("Peak learning rate; auto: the best of several, tried first.")] = None,
     sequence_length: Annotated[int | None, _flag("Tokens of a packed window.")] = None,
     strategy: Annotated[str | None, _flag("auto, tpe, gp, evolution, random or exhaustive.")] = None,
+    objective: Annotated[
+        list[str] | None, _flag("Beside the loss; repeatable, such as kv_cache_bytes_per_token.")
+    ] = None,
     max_candidates: Annotated[int | None, _flag("Candidates a budget, at most.")] = None,
     seed: Annotated[int | None, _flag("Seed of the proposals and of the order of the data.")] = None,
     max_parallel: Annotated[int | None, _flag("Candidates at the same time, at most.")] = None,
@@ -56,6 +59,7 @@ def read_request(
         "distillation.batch_tokens": batch_tokens,
         "distillation.learning_rate": _number(learning_rate),
         "strategy.kind": strategy,
+        "strategy.objectives": ["loss", *objective] if objective else None,
         "strategy.max_candidates": max_candidates,
         "strategy.seed": seed,
         "limits.max_parallel": max_parallel,

@@ -138,7 +138,7 @@ def leaderboard(
     sort: Annotated[str | None, typer.Option(help="A column of the API's leaderboard.", show_default=False)] = None,
     order: Annotated[str | None, typer.Option(help="asc or desc.", show_default=False)] = None,
     state: Annotated[str | None, typer.Option(help="Only candidates in this state.", show_default=False)] = None,
-    pareto: Annotated[bool, typer.Option("--pareto", help="Only those on the Pareto front of size and loss.")] = False,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Only those on the Pareto front.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,

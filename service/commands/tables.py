@@ -22,6 +22,13 @@ _AXES = (
 #: Of latency.
 _SPEEDS = {"latency/prefill_tokens_per_s": "prefill tokens/s", "latency/decode_tokens_per_s": "decode tokens/s"}
 
+#: Objectives that are columns of rows and not shown anyway.
+_COSTS = {
+    "kv_cache_bytes_per_token": "KV bytes/token",
+    "flops_per_token": "FLOPs/token",
+    "checkpoint_bytes": "checkpoint bytes",
+}
+
 
 def heads(architecture: Json) -> str:
     """Query heads and KV heads."""
@@ -155,9 +162,13 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
         "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
         "±: standard error, from the spread of windows; candidates are judged on the same ones, so that their "
         "differences are known better. "
-        "size: of the teacher's parameters. heads: query/KV. *: no other is both smaller and better."
+        f"size: of the teacher's parameters. heads: query/KV. *: {_front(board)}."
         + (" stopped: behind at a rung; its loss is that of the rung." if _any_stopped(board) else "")
     )
+    if board["hypervolume"] is not None:
+        out.print(
+            f"Objectives: {', '.join(board['objectives'])}. Hypervolume of their front: {board['hypervolume']:.4f}."
+        )
     _show_metrics(board, out)
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
@@ -167,6 +178,16 @@ def _any_stopped(board: Json) -> bool:
     return any(row["state"] == "stopped" for row in board["items"])
 
 
+def _front(board: Json) -> str:
+    """What is said of those on the Pareto front."""
+    is_several = len(board["objectives"]) > 1
+    return (
+        "no other is as good in every objective and better in one"
+        if is_several
+        else "no other is both smaller and better"
+    )
+
+
 def _loss(row: Json) -> str:
     """With its standard error, where it has one."""
     stderr = row["loss_stderr"]
@@ -174,25 +195,28 @@ def _loss(row: Json) -> str:
 
 
 def _show_metrics(board: Json, out: Console) -> None:
-    """What was measured besides losses, the teacher first; nothing where nothing was."""
+    """What was measured besides losses, or counted and asked for, the teacher first; nothing where nothing was."""
     measured = [("", "teacher", board["teacher_metrics"])]
-    measured += [(_place(row), row["candidate_id"], row["metrics"]) for row in board["items"]]
+    measured += [(_place(row), row["candidate_id"], row | row["metrics"]) for row in board["items"]]
+    costs = [name for name in _COSTS if name in board["objectives"]]
     names = list(chain(*(metrics for _, _, metrics in measured)))
     tasks, harness = _judged(names), _of_harness(names)
     speeds = [name for name in _SPEEDS if name in names]
-    if not tasks and not harness and not speeds:
+    if not tasks and not harness and not speeds and not costs:
         return
     rows = [
         (
             place,
             who,
+            *(quantity(metrics.get(name)) for name in costs),
             *(_accuracy(metrics, task) for task in tasks),
             *(_with_error(metrics, name) for name in harness),
             *(number(metrics.get(name), 0) for name in speeds),
         )
         for place, who, metrics in measured
     ]
-    columns = ("#", "candidate", *tasks, *map(_short, harness), *map(_SPEEDS.__getitem__, speeds))
+    measures = (*map(_COSTS.__getitem__, costs), *tasks, *map(_short, harness), *map(_SPEEDS.__getitem__, speeds))
+    columns = ("#", "candidate", *measures)
     out.print()
     out.print(table("", columns, rows, left=(1,), whole=(1,)))
     if tasks:

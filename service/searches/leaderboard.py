@@ -8,7 +8,8 @@ from typing import Any
 
 from search.budget import Budget
 from search.errors import InvalidRequest
-from search.ranking import pareto_front, rank
+from search.objectives import Objectives
+from search.ranking import rank
 from search.records import CandidateRecord, RunState, SearchRecord
 from service.searches.schemas import SORT_COLUMNS, LeaderboardRow, Order, SortKey
 
@@ -41,11 +42,20 @@ def _count(candidate: CandidateRecord, budget: Budget) -> int:
 
 
 def board(
-    candidates: Sequence[CandidateRecord], *, sort: SortKey, order: Order, state: RunState | None, pareto: bool
+    candidates: Sequence[CandidateRecord],
+    *,
+    objectives: Objectives,
+    sort: SortKey,
+    order: Order,
+    state: RunState | None,
+    pareto: bool,
 ) -> list[LeaderboardRow]:
     """The rows of a board in order. Ranks and the Pareto front are the whole board's, whatever is filtered."""
-    front = {candidate.id for candidate in pareto_front(candidates)}
-    rows = [LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front) for ranked in rank(candidates)]
+    front = {candidate.id for candidate in objectives.front(candidates)}
+    rows = [
+        LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front, sequence_length=objectives.sequence_length)
+        for ranked in rank(candidates)
+    ]
     shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]
     return sorted(shown, key=lambda row: position(row, sort, order))
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from search.errors import NotFound, NotReady
+from search.objectives import Objectives
 from search.planning import Plan, Preview, plan, preview
 from search.ranking import rank
 from search.records import IdempotencyKey, JobState, RunState, SearchRecord
@@ -130,19 +131,21 @@ def get_leaderboard(
     sort: Annotated[SortKey, Query(description="A column, or the name of one of the rows' `metrics`.")] = "rank",
     order: Order = "asc",
     state: Annotated[RunState | None, Query(description="Only candidates in this state.")] = None,
-    pareto: Annotated[bool, Query(description="Only candidates on the Pareto front of parameters and loss.")] = False,
+    pareto: Annotated[bool, Query(description="Only candidates on the board's Pareto front.")] = False,
     limit: Annotated[int | None, Query(ge=1, le=10_000, description="Rows on a page: 100; of CSV all.")] = None,
     cursor: Cursor = None,
 ) -> Leaderboard | Response:
     """The candidates of a search, ranked by validation loss. `Accept: text/csv` gives the same rows as CSV.
 
+    With several objectives ranks still follow from the loss; the Pareto front (`pareto`) is of the objectives.
     A budget's board shows every candidate in its band, whichever budget it was proposed for. Rows without a value to
     sort by come last.
     """
     search = store.get_search(search_id)
     candidates = store.candidates(search_id)
     band = None if budget is None else budget_of(search, budget)
-    rows = board(inside(band, candidates) if band else candidates, sort=sort, order=order, state=state, pareto=pareto)
+    shown, objectives = inside(band, candidates) if band else candidates, Objectives.of(search.request)
+    rows = board(shown, objectives=objectives.shown, sort=sort, order=order, state=state, pareto=pareto)
     query = ["leaderboard", search_id, budget, sort, order, state, pareto]
     rest = rows
     if cursor is not None:
@@ -161,6 +164,8 @@ def get_leaderboard(
         teacher_parameters=search.teacher.parameters,
         teacher_loss=teacher_metrics.get("validation_loss"),
         teacher_metrics={name: value for name, value in teacher_metrics.items() if "/" in name},
+        objectives=objectives.names,
+        hypervolume=objectives.hypervolume(shown, search),
         total=len(rows),
         items=tuple(page),
         next_cursor=encode_cursor(query, position(page[-1], sort, order)) if more else None,

@@ -8,7 +8,7 @@ from pydantic import StringConstraints
 
 from search.architecture import AXES
 from search.budget import Budget
-from search.counting import kv_cache_bytes_per_token
+from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token
 from search.ranking import RankedCandidate
 from search.records import JobState, RunState, SearchRecord
 
@@ -24,6 +24,8 @@ SORT_COLUMNS = (
     "test_loss",
     "parameters",
     "kv_cache_bytes_per_token",
+    "flops_per_token",
+    "checkpoint_bytes",
     "number",
 )
 #: One of them, or one of the rows' `metrics`.
@@ -70,6 +72,10 @@ class LeaderboardRow:
     """Of the built model."""
     kv_cache_bytes_per_token: int
     """Of the KV cache, at two bytes a value."""
+    flops_per_token: int
+    """Of a forward pass, at `data.sequence_length`."""
+    checkpoint_bytes: int
+    """Of the exported checkpoint's tensors, which are float32."""
     loss_before: float | None
     """Validation loss when pruned and not yet distilled."""
     loss: float | None
@@ -96,11 +102,12 @@ class LeaderboardRow:
     """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
     `harness/{task}_{metric}` of those of lm-evaluation-harness, `latency/prefill_tokens_per_s` and so on of latency."""
     pareto: bool
-    """Whether no other candidate of this board has both fewer parameters and a lower loss."""
+    """Whether it has completed and no other of this board is as good in every objective of the search and better in
+    one; where the loss is the only objective, in loss and parameters."""
 
     @classmethod
-    def of(cls, ranked: RankedCandidate, *, pareto: bool) -> "LeaderboardRow":
-        """The row of a ranked candidate."""
+    def of(cls, ranked: RankedCandidate, *, pareto: bool, sequence_length: int) -> "LeaderboardRow":
+        """The row of a ranked candidate; FLOPs are counted at `sequence_length`."""
         candidate = ranked.candidate
         loss, stderr = candidate.metric("validation_loss"), candidate.metric("validation_loss_stderr")
         perplexity = _perplexity(loss)
@@ -115,6 +122,8 @@ class LeaderboardRow:
             non_embedding_parameters=candidate.non_embedding_parameters,
             measured_parameters=candidate.result.measured_parameters if candidate.result else None,
             kv_cache_bytes_per_token=kv_cache_bytes_per_token(candidate.architecture),
+            flops_per_token=flops_per_token(candidate.architecture, sequence_length=sequence_length),
+            checkpoint_bytes=checkpoint_bytes(candidate.architecture),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
             tokens=candidate.reached,
@@ -151,6 +160,13 @@ class Leaderboard:
     """The teacher's own validation loss, nats a token; null until the search has been prepared."""
     teacher_metrics: dict[str, float]
     """The teacher's own values of the rows' `metrics`; empty until then."""
+    objectives: tuple[str, ...]
+    """Of the search."""
+    hypervolume: float | None
+    """How good this board's Pareto front is, from 0 to 1: the share it dominates of what lies between a loss of
+    ln(vocabulary), the teacher's costs, accuracies and speeds of 0 and a loss and costs of 0, accuracies of 1, the
+    teacher's speeds. Comparable within a search and between searches with one teacher, text and objectives. Null with a
+    single objective."""
     total: int
     """Rows on all pages."""
     items: tuple[LeaderboardRow, ...]

@@ -12,14 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from search.artifacts import FsspecArtifactStore
+from search.counting import kv_cache_bytes_per_token
 from search.errors import InsufficientText, Interrupted, LeaseLost
 from search.loop import MAX_LOSSES, run_search
-from search.ports import Store
+from search.ports import Observation, Store, Strategy
 from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord
-from search.request import HalvingRequest
+from search.request import HalvingRequest, StrategyKind
 from search.space import FeasibleSet, SearchSpace
 from search.store.sql import SqlStore
 from search.strategies import make_strategy
+from search.strategies.random import RandomStrategy
 from tests.support.clock import ManualClock
 from tests.support.evaluators import FAIL, LOSE, MISCOUNT, RUNGS, ScriptedEvaluator, scripted_loss
 from tests.support.submissions import TEACHER, submission
@@ -48,6 +50,8 @@ class House:
         self.folder = folder = Path(mkdtemp(dir=Path(url.removeprefix("sqlite:///")).parent))
         self.artifacts = FsspecArtifactStore(str(folder), cache_dir=folder)
         self.id = self.store.create_search(new).id
+        #: Those of the next driver; None: as the request says.
+        self.strategies: Sequence[Strategy] | None = None
 
     @property
     def search(self) -> SearchRecord:
@@ -81,7 +85,8 @@ class House:
                 lease,
                 store=store or self.store,
                 artifacts=self.artifacts,
-                strategies=[make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
+                strategies=self.strategies
+                or [make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
                 evaluator=evaluator,
                 should_stop=should_stop,
             )
@@ -575,3 +580,45 @@ def test_a_generation_is_final_before_the_next_is_proposed(house: Callable[..., 
     home.drive(ScriptedEvaluator(slots=2, before_poll=look))
     assert {stored for stored, _ in counts} == {3, 6}
     assert min(completed for stored, completed in counts if stored == 6) == 3
+
+
+# --- several objectives ---------------------------------------------------------------------------------------------
+
+TWO = ("loss", "kv_cache_bytes_per_token")
+
+
+@pytest.mark.parametrize("kind", ["tpe", "evolution"])
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_with_several_objectives_a_stopped_deterministic_search_ends_as_an_undisturbed_one(
+    sqlite_url: str, kind: StrategyKind, halving: HalvingRequest | None
+) -> None:
+    new = submission(max_candidates=12, deterministic=True, kind=kind, halving=halving, objectives=TWO)
+    undisturbed = House(sqlite_url, new)
+    undisturbed.drive(ScriptedEvaluator(slots=3))
+    home = House(sqlite_url, new)
+    for stop in (4, 9, 17):
+        with pytest.raises(Interrupted):
+            home.drive(ScriptedEvaluator(slots=2, seed=stop), should_stop=after(stop))
+    home.drive(ScriptedEvaluator(slots=3, seed=1))
+    assert home.rows == undisturbed.rows
+
+
+def test_strategies_learn_of_every_objective_as_far_as_it_is_known(house: Callable[..., House]) -> None:
+    home = house(max_candidates=6, halving=HALVING, objectives=TWO)
+    told: dict[int, Observation] = {}
+
+    class Listening(RandomStrategy):
+        def observe(self, observation: Observation) -> None:
+            told[observation.number] = observation
+
+    home.strategies = [Listening(each, seed=0) for each in home.sets]
+    home.drive(ScriptedEvaluator())
+    for number, observation in told.items():
+        candidate = home.candidates[number]
+        if observation.tokens is None:
+            assert observation.values is None
+        else:
+            loss = candidate.loss_at(observation.tokens)
+            assert observation.loss == loss
+            assert observation.values == (loss, kv_cache_bytes_per_token(candidate.architecture))
+    assert {observation.tokens for observation in told.values()} >= {25, 50}

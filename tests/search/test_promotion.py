@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.counting import parameters
+from search.objectives import Objectives
 from search.promotion import next_rung, promotable
 from search.records import CandidateRecord, Measurement, RunState
 from tests.support.submissions import TEACHER
@@ -34,8 +35,14 @@ def candidate(number: int, *losses: float, state: RunState = RunState.PAUSED) ->
     )
 
 
-def best(candidates: Sequence[CandidateRecord], *, factor: int = 2, is_closed: bool = False) -> int | None:
-    found = promotable(candidates, RUNGS, reduction_factor=factor, is_closed=is_closed)
+def best(
+    candidates: Sequence[CandidateRecord],
+    *,
+    factor: int = 2,
+    is_closed: bool = False,
+    objectives: Objectives = Objectives(),  # noqa: B008  # frozen
+) -> int | None:
+    found = promotable(candidates, RUNGS, reduction_factor=factor, is_closed=is_closed, objectives=objectives)
     return None if found is None else found.number
 
 
@@ -92,3 +99,50 @@ def test_of_a_whole_rung_the_best_of_each_factor_go_on(losses: list[float], fact
 def test_nobody_goes_on_where_nobody_has_reached_a_rung(is_closed: bool) -> None:
     assert best([], is_closed=is_closed) is None
     assert best([candidate(0, state=RunState.RUNNING)], is_closed=is_closed) is None
+
+
+# --- several objectives ---------------------------------------------------------------------------------------------
+
+KV = Objectives(names=("loss", "kv_cache_bytes_per_token", "task/pairs_accuracy"))
+
+
+def of_depth(depth: int, number: int, *losses: float, state: RunState = RunState.PAUSED) -> CandidateRecord:
+    """The deeper, the more bytes a token."""
+    return replace(candidate(number, *losses, state=state), architecture=replace(TEACHER, num_hidden_layers=depth))
+
+
+def test_a_smaller_candidate_goes_on_for_all_its_loss_and_a_worse_one_of_its_size_does_not() -> None:
+    rung = [of_depth(4, 0, 3.0), of_depth(4, 1, 3.1), of_depth(2, 2, 4.0), of_depth(2, 3, 4.1)]
+    assert best(rung) == 0
+    assert best(rung, objectives=KV) == 0
+    rung[0] = replace(rung[0], state=RunState.PENDING)
+    assert best(rung) == 1
+    assert best(rung, objectives=KV) == 2
+
+
+def test_of_a_front_those_with_more_room_go_on_first() -> None:
+    front = [of_depth(4, 0, 2.0), of_depth(3, 1, 2.1), of_depth(2, 2, 3.0), of_depth(1, 3, 5.0)]
+    chosen = []
+    for _ in range(2):
+        number = best(front, objectives=KV)
+        assert number is not None
+        chosen.append(number)
+        front[number] = replace(front[number], state=RunState.PENDING)
+    assert chosen == [0, 3], "the ends"
+    assert best(front, objectives=KV) is None
+
+
+def test_with_several_objectives_too_the_lowest_loss_goes_on_alone_at_the_end() -> None:
+    rung = [of_depth(1, 0, 3.0), of_depth(4, 1, 2.0), of_depth(2, 2, 2.5)]
+    assert best(rung, factor=4, is_closed=True, objectives=KV) == 1
+
+
+@given(losses=st.lists(st.integers(1, 5).map(float), min_size=1, max_size=12), factor=st.integers(2, 4))
+def test_an_objective_in_which_all_are_equal_changes_nothing(losses: list[float], factor: int) -> None:
+    rung = {number: of_depth(3, number, loss) for number, loss in enumerate(losses)}
+    number: int | None = 0
+    while number is not None:
+        number = best(list(rung.values()), factor=factor)
+        assert best(list(rung.values()), factor=factor, objectives=KV) == number
+        if number is not None:
+            rung[number] = replace(rung[number], state=RunState.PENDING)

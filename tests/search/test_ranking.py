@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.ranking import kendall_tau, pareto_front, rank
+from search.ranking import kendall_tau, rank
 from search.records import CandidateRecord, Measurement, RunState
 from tests.support.architectures import llama
 
@@ -75,34 +75,6 @@ def test_what_has_not_completed_has_no_rank_even_with_a_loss_measured() -> None:
 def test_the_ranking_does_not_depend_on_the_order_of_the_candidates(data: st.DataObject) -> None:
     listed = data.draw(candidates())
     assert rank(data.draw(st.permutations(listed))) == rank(listed)
-
-
-# --- Pareto front ---------------------------------------------------------------------------------------------------
-
-
-def naive_front(listed: list[CandidateRecord]) -> set[int]:
-    def beats(one: CandidateRecord, other: CandidateRecord) -> bool:
-        assert one.loss is not None
-        assert other.loss is not None
-        no_worse = one.parameters <= other.parameters and one.loss <= other.loss
-        return no_worse and (one.parameters, one.loss) != (other.parameters, other.loss)
-
-    completed = [entry for entry in listed if entry.loss is not None]
-    return {entry.number for entry in completed if not any(beats(other, entry) for other in completed)}
-
-
-@given(candidates())
-def test_the_front_is_the_naive_one(listed: list[CandidateRecord]) -> None:
-    front = pareto_front(listed)
-    assert {entry.number for entry in front} == naive_front(listed)
-    assert len(front) == len(naive_front(listed))
-    assert [entry.parameters for entry in front] == sorted(entry.parameters for entry in front)
-
-
-@given(st.data())
-def test_the_front_does_not_depend_on_the_order_of_the_candidates(data: st.DataObject) -> None:
-    listed = data.draw(candidates())
-    assert pareto_front(data.draw(st.permutations(listed))) == pareto_front(listed)
 
 
 # --- Kendall's tau --------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ SMALLEST: dict[str, Any] = {
     "data": {"train": "tinystories"},
 }
 
+SPEED = "latency/decode_tokens_per_s"
+
 _TEXTS: list[TextRequest] = ["t", (WeightedText(path="t", weight=0.5), WeightedText(path="u"))]
 
 
@@ -80,7 +82,12 @@ def requests(draw: st.DrawFn) -> SearchRequest:
         tags=("one", "two"),
         space=SpaceRequest(hidden_size=draw(axis), intermediate_size=Range(min=8, max=64, multiple_of=8)),
         distillation=DistillationRequest(tokens=batch * draw(st.integers(1, 9)), batch_tokens=batch),
-        strategy=StrategyRequest(kind="random", seed=draw(st.integers(0, MAX_SEED)), rungs=(draw(fraction), 1.0)),
+        strategy=StrategyRequest(
+            kind="random",
+            seed=draw(st.integers(0, MAX_SEED)),
+            rungs=(draw(fraction), 1.0),
+            objectives=draw(st.sampled_from([("loss",), ("loss", "task/zorro_accuracy", "flops_per_token")])),
+        ),
     )
 
 
@@ -184,6 +191,11 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (StrategyRequest, {"seed": MAX_SEED + 1}, "seed"),
         (StrategyRequest, {"rungs": ()}, "rungs"),
         (StrategyRequest, {"rungs": (1.0,), "halving": HalvingRequest()}, "rungs"),
+        (StrategyRequest, {"objectives": ()}, "objectives"),
+        (StrategyRequest, {"objectives": ("parameters",)}, "objectives"),
+        (StrategyRequest, {"objectives": ("parameters", "loss")}, "objectives"),
+        (StrategyRequest, {"objectives": ("loss", "parameters", "parameters")}, "objectives"),
+        (StrategyRequest, {"objectives": ("loss", SPEED), "deterministic": True}, "objectives"),
         (HalvingRequest, {"reduction_factor": 1}, "reduction_factor"),
         (StrategyRequest, {"rungs": (0.5,)}, "rungs"),
         (StrategyRequest, {"rungs": (0.5, 0.5, 1.0)}, "rungs"),
@@ -315,3 +327,34 @@ def test_a_limit_of_tokens_holds_a_candidate() -> None:
     with pytest.raises(InvalidRequest, match=r"distillation\.tokens") as raised:
         replace(request, limits=LimitsRequest(max_tokens=819_199))
     assert raised.value.where == ("limits.max_tokens",)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["parameters", "kv_cache_bytes_per_token", "flops_per_token", "checkpoint_bytes", "task/zorro_accuracy", SPEED],
+)
+def test_what_is_counted_or_measured_can_be_an_objective(objective: str) -> None:
+    evaluation = {"tasks": ["tasks/zorro"], "latency": {}}
+    document = {"strategy": {"objectives": ["loss", objective]}, "evaluation": evaluation}
+    request = from_json(SearchRequest, SMALLEST | document)
+    assert request.strategy.objectives == ("loss", objective)
+
+
+@pytest.mark.parametrize(
+    ("objective", "evaluation"),
+    [
+        ("task/zorro_accuracy", EvaluationRequest(latency=LatencyRequest())),
+        ("task/zorro_accuracy", EvaluationRequest(tasks=("blimp",))),
+        ("task/zorro_stderr", EvaluationRequest(tasks=("zorro",))),
+        (SPEED, EvaluationRequest(tasks=("zorro",))),
+        ("latency/decode_spread", EvaluationRequest(latency=LatencyRequest())),
+        ("harness/arc_easy_acc", EvaluationRequest(harness_tasks=("arc_easy",))),
+        ("validation_kl", EvaluationRequest()),
+    ],
+)
+def test_what_evaluation_does_not_measure_is_no_objective(objective: str, evaluation: EvaluationRequest) -> None:
+    strategy = StrategyRequest(objectives=("loss", objective))
+    with pytest.raises(InvalidRequest, match=r"one of loss, parameters, .*evaluation\.tasks") as raised:
+        replace(from_json(SearchRequest, SMALLEST), strategy=strategy, evaluation=evaluation)
+    assert raised.value.where == ("strategy.objectives",)
+    assert repr(objective) in str(raised.value)

@@ -230,6 +230,26 @@ def test_a_leaderboard_shows_what_else_was_measured(espalier: Shell, served: Ser
     assert ["pending", waiting.id, "–", "–", "–"] in rows
 
 
+def test_a_leaderboard_shows_the_front_of_several_objectives(
+    espalier: Shell, served: Served, request_file: Path
+) -> None:
+    costs = ("--objective", "kv_cache_bytes_per_token", "--objective", "flops_per_token")
+    search = espalier.json("submit", request_file, *costs)
+    assert search["request"]["strategy"]["objectives"] == ["loss", *costs[1::2]]
+    driver = HandDriver(served)
+    driver.take()
+    first, second = driver.propose(2)
+    driver.complete(first, loss=2.5)
+    driver.complete(second, loss=2.4)
+    lines = espalier.lines("leaderboard", search["id"])
+    text = " ".join(" ".join(lines).split())
+    assert "no other is as good in every objective" in text
+    assert "Objectives: loss, kv_cache_bytes_per_token, flops_per_token. Hypervolume of their front: 0." in text
+    place = next(at for at, line in enumerate(lines) if "KV bytes/token" in line)
+    assert lines[place].split() == ["#", "candidate", "KV", "bytes/token", "FLOPs/token"]
+    assert any(line.split()[:2] == ["1", "*"] and second.id in line for line in lines[place:])
+
+
 def test_an_empty_leaderboard_says_so(espalier: Shell, request_file: Path) -> None:
     search_id = espalier.json("submit", request_file)["id"]
     assert "no candidates yet" in espalier.lines("leaderboard", search_id)[-1]

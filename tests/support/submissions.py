@@ -40,6 +40,7 @@ def submission(
     kind: StrategyKind = "tpe",
     halving: HalvingRequest | None = None,
     max_tokens: int | None = None,
+    objectives: tuple[str, ...] = ("loss",),
 ) -> NewSearch:
     """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
@@ -53,6 +54,7 @@ def submission(
             deterministic=deterministic,
             rungs=(0.25, 0.5, 1.0),
             halving=halving,
+            objectives=objectives,
         ),
         limits=LimitsRequest(max_parallel=max_parallel, max_tokens=max_tokens),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from search.counting import count, kv_cache_bytes_per_token
+from search.counting import count, flops_per_token, kv_cache_bytes_per_token
 from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
 
@@ -21,6 +21,8 @@ SORTS = (
     "test_loss",
     "parameters",
     "kv_cache_bytes_per_token",
+    "flops_per_token",
+    "checkpoint_bytes",
     "number",
 )
 
@@ -78,6 +80,8 @@ def test_a_row_says_what_was_measured(client: TestClient, busy: str, hand: Drive
     assert row["perplexity"] == pytest.approx(8.166, abs=1e-3)
     assert row["loss_stderr"] is row["perplexity_stderr"] is row["agreement"] is row["test_loss_stderr"] is None
     assert row["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture)
+    assert row["flops_per_token"] == flops_per_token(candidate.architecture, sequence_length=32)
+    assert row["checkpoint_bytes"] == 4 * row["parameters"]
     assert row["parameters"] == row["measured_parameters"] == candidate.parameters
     assert row["non_embedding_parameters"] == count(candidate.architecture, "non_embedding")
     assert {axis: row[axis] for axis in candidate.architecture.axes} == candidate.architecture.axes
@@ -181,6 +185,29 @@ def test_the_pareto_front_has_no_row_that_another_beats(client: TestClient, hand
     assert {row["number"] for row in front} == {row["number"] for row in rows} - set(beaten)
     assert beaten
     assert [row["pareto"] for row in rows] == [row["number"] not in beaten for row in rows]
+
+
+def test_with_several_objectives_the_front_is_theirs(client: TestClient, hand: DriverHand) -> None:
+    names = ["loss", "kv_cache_bytes_per_token"]
+    search_id = submit(client, strategy=BODY["strategy"] | {"objectives": names})
+    assert board(client, search_id)["hypervolume"] == 0
+    hand.whole_search({0: [2.5, 2.4], 1: [2.0, 2.6, 2.7]})
+    answer = board(client, search_id)
+    assert answer["objectives"] == names
+    rows = [(row["loss"], row["kv_cache_bytes_per_token"], row["pareto"]) for row in answer["items"]]
+    for loss, size, pareto in rows:
+        beaten = any(a <= loss and b <= size and (a, b) != (loss, size) for a, b, _ in rows)
+        assert pareto is not beaten
+    assert {True, False} == {pareto for _, _, pareto in rows}
+    assert len(board(client, search_id, pareto=True)["items"]) == sum(pareto for _, _, pareto in rows)
+    assert 0 < answer["hypervolume"] < 1
+    of_budgets = [board(client, search_id, budget=index)["hypervolume"] for index in (0, 1)]
+    assert 0 < min(of_budgets) < max(of_budgets) <= answer["hypervolume"] < sum(of_budgets)
+
+
+def test_a_single_objective_has_no_hypervolume(client: TestClient, busy: str) -> None:
+    answer = board(client, busy)
+    assert (answer["objectives"], answer["hypervolume"]) == (["loss"], None)
 
 
 def test_csv_has_the_same_rows(client: TestClient, busy: str) -> None:

@@ -16,7 +16,7 @@ section 14.2): s² is scaled inverse chi² with as many degrees of freedom as th
 means and seeds take up, and m and b are normal given s². The probability that a candidate is best is that of having the
 lowest m; to select by it is Chick and Inoue's (*New two-stage and sequential procedures for selecting the best
 simulated system*, Operations Research 49, 2001). It is taken over a fixed sample of the posterior: the same runs
-always give the same numbers, exact to about half a percentage point.
+always give the same numbers, to within about a percentage point.
 
 What the model leaves out: that the candidates that are repeated are those whose first run was good, by luck too.
 """

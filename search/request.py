@@ -325,6 +325,11 @@ class StrategyRequest:
     """Propose, and promote, in generations of `limits.max_parallel` and learn from each in order, so that the
     leaderboard does not depend on which candidate finishes first."""
 
+    @property
+    def confidence(self) -> float:
+        """The probability from which on one candidate is taken to be better than another."""
+        return (self.repeats or RepeatsRequest()).confidence
+
     def __post_init__(self) -> None:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
         _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")

@@ -41,11 +41,18 @@ def _count(candidate: CandidateRecord, budget: Budget) -> int:
 
 
 def board(
-    candidates: Sequence[CandidateRecord], *, sort: SortKey, order: Order, state: RunState | None, pareto: bool
+    candidates: Sequence[CandidateRecord],
+    *,
+    sort: SortKey,
+    order: Order,
+    state: RunState | None,
+    pareto: bool,
+    confidence: float,
 ) -> list[LeaderboardRow]:
-    """The rows of a board in order. Ranks and the Pareto front are the whole board's, whatever is filtered."""
+    """The rows of a board in order. Ranks, ties and the Pareto front are the whole board's, whatever is filtered."""
     front = {candidate.id for candidate in pareto_front(candidates)}
-    rows = [LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front) for ranked in rank(candidates)]
+    ranking = rank(candidates, confidence=confidence)
+    rows = [LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front) for ranked in ranking]
     shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]
     return sorted(shown, key=lambda row: position(row, sort, order))
 

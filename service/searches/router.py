@@ -134,7 +134,8 @@ def get_leaderboard(
     limit: Annotated[int | None, Query(ge=1, le=10_000, description="Rows on a page: 100; of CSV all.")] = None,
     cursor: Cursor = None,
 ) -> Leaderboard | Response:
-    """The candidates of a search, ranked by validation loss. `Accept: text/csv` gives the same rows as CSV.
+    """The candidates of a search, ranked by validation loss; where the best were repeated with other seeds
+    (`strategy.repeats`), by its mean over them. `Accept: text/csv` gives the same rows as CSV.
 
     A budget's board shows every candidate in its band, whichever budget it was proposed for. Rows without a value to
     sort by come last.
@@ -142,7 +143,14 @@ def get_leaderboard(
     search = store.get_search(search_id)
     candidates = store.candidates(search_id)
     band = None if budget is None else budget_of(search, budget)
-    rows = board(inside(band, candidates) if band else candidates, sort=sort, order=order, state=state, pareto=pareto)
+    rows = board(
+        inside(band, candidates) if band else candidates,
+        sort=sort,
+        order=order,
+        state=state,
+        pareto=pareto,
+        confidence=search.request.strategy.confidence,
+    )
     query = ["leaderboard", search_id, budget, sort, order, state, pareto]
     rest = rows
     if cursor is not None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from search.architecture import Architecture
-from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token
+from search.counting import checkpoint_bytes, count, flops_per_token, kv_cache_bytes_per_token
 from search.request import Basis, BudgetRequest
 
 
@@ -92,6 +92,10 @@ class Budget:
     def affords(self, architecture: Architecture) -> bool:
         """Whether an architecture keeps the ceilings; for that on parameters see `contains`."""
         return all(ceiling.of(architecture) <= ceiling.most for ceiling in self.ceilings)
+
+    def admits(self, architecture: Architecture) -> bool:
+        """Whether it lies in the band and under the ceilings."""
+        return self.contains(count(architecture, self.basis)) and self.affords(architecture)
 
     @property
     def _costs(self) -> dict[str, Callable[[Architecture], int]]:

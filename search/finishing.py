@@ -78,7 +78,7 @@ def finishing_request(request: SearchRequest, architecture: Architecture, finish
             rungs=tuple((number + 1) / finish.rungs for number in range(finish.rungs)),
             seed=request.strategy.seed,
         ),
-        limits=replace(request.limits, max_tokens=None),  # that of the search
+        limits=replace(request.limits, max_tokens=None, max_hours=None),  # those of the search
     )
 
 

@@ -4,17 +4,19 @@
 
     prepare the teacher, the text and the importance scores, unless that is stored already
     show the strategies what is stored
-    while candidates can run, go on or be proposed:
-        start stored candidates that wait; where slots are free, promote paused ones or propose new ones
+    while candidates can run, go on, be proposed or be repeated:
+        start stored runs that wait; where slots are free, promote paused ones or propose new ones
+        once there are none, repeat the best with other seeds
         write down what the workers report
 
 With `strategy.halving` a candidate pauses at every rung, and goes on if it is among the best there
-(`search.promotion`). Its run is kept meanwhile, and any worker may take it up.
+(`search.promotion`). Its run is kept meanwhile, and any worker may take it up. With `strategy.repeats` the best of each
+budget run again with other seeds, until it is settled which is best (`search.repeating`).
 
 Everything is written to the store before anything follows from it, so that the loop may die at any point: whoever
 runs it next, with strategies made from the same arguments, goes on where the store says.
 
-*Deterministic mode* (``strategy.deterministic``): candidates come, and go on, in generations of
+*Deterministic mode* (``strategy.deterministic``): candidates come, go on, and are repeated, in generations of
 ``limits.max_parallel``; a generation is stored in one transaction, and the next is decided on only when all of it is
 final or paused and its results were told in the candidates' order. What is decided then follows from request and
 results alone: neither timing, nor the number of workers, nor an interruption changes it.
@@ -24,6 +26,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from search.counting import parameters
@@ -31,6 +34,7 @@ from search.errors import Interrupted, InvalidInput
 from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
+    Clock,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
@@ -42,11 +46,13 @@ from search.ports import (
     RunStarted,
     Store,
     Strategy,
+    SystemClock,
 )
 from search.promotion import next_rung, promotable
-from search.records import CandidateRecord, JobState, Lease, Proposal, RunState, SearchRecord
+from search.records import CandidateRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
+from search.repeating import next_repeats
 
-#: A candidate whose worker died this many times under one driver is given up: it may be what kills them.
+#: A run whose worker died this many times under one driver is given up: it may be what kills them.
 MAX_LOSSES = 3
 
 #: How long a poll waits for news, and so how soon a cancellation is noticed.
@@ -62,6 +68,7 @@ def run_search(
     strategies: Sequence[Strategy],
     evaluator: Evaluator,
     should_stop: Callable[[], bool],
+    clock: Clock | None = None,
 ) -> None:
     """Run a leased search to its end: COMPLETED, CANCELLED, or FAILED with its error.
 
@@ -73,13 +80,14 @@ def run_search(
         strategies: a fresh one for each budget.
         evaluator: not started; the caller closes it.
         should_stop: whether this process has been told to end; asked often.
+        clock: what `limits.max_hours` is measured by, the same as the store's; None: the machine's.
 
     Raises:
         Interrupted: `should_stop` came true. The search has not ended and the caller should release the lease.
         LeaseLost: the search is another driver's now; nothing was written since.
     """
     ports: dict[str, Any] = {"store": store, "artifacts": artifacts, "strategies": strategies, "evaluator": evaluator}
-    loop = _Loop(search, lease, **ports, should_stop=should_stop)
+    loop = _Loop(search, lease, **ports, should_stop=should_stop, clock=clock or SystemClock())
     try:
         state, error = loop.run()
     finally:
@@ -105,6 +113,7 @@ class _Loop:
         strategies: Sequence[Strategy],
         evaluator: Evaluator,
         should_stop: Callable[[], bool],
+        clock: Clock,
     ) -> None:
         self.search = search
         self.lease = lease
@@ -113,10 +122,13 @@ class _Loop:
         self.strategies = strategies
         self.evaluator = evaluator
         self.should_stop = should_stop
-        #: Every candidate by its run, as last read from the store.
+        self.clock = clock
+        #: Every candidate by its id, as last read from the store.
         self.candidates: dict[str, CandidateRecord] = {}
-        #: Stored candidates that no worker has.
-        self.waiting: deque[CandidateRecord] = deque()
+        #: Whose each run is: the candidate's id.
+        self.owners: dict[str, str] = {}
+        #: Stored runs that no worker has.
+        self.waiting: deque[RunRecord] = deque()
         #: Runs that the evaluator has, and the tokens at which they pause; None: at none.
         self.running: dict[str, int | None] = {}
         #: Candidates that changed since the strategies last looked, by number.
@@ -166,11 +178,11 @@ class _Loop:
         """Take up what an earlier driver left."""
         for candidate in self.store.candidates(self.search.id):
             self._note(candidate)
-            if candidate.state is RunState.PENDING:
-                self.waiting.append(candidate)
+            self.waiting.extend(run for run in candidate.runs if run.state is RunState.PENDING)
 
     def _note(self, candidate: CandidateRecord) -> None:
-        self.candidates[candidate.run_id] = candidate
+        self.candidates[candidate.id] = candidate
+        self.owners |= dict.fromkeys((run.run_id for run in candidate.runs), candidate.id)
         self.untold[candidate.number] = candidate
 
     def _evaluate(self) -> None:
@@ -198,26 +210,32 @@ class _Loop:
                 return
             self._submit(self.waiting.popleft())
 
-    def _submit(self, candidate: CandidateRecord) -> None:
-        self.running[candidate.run_id] = until = self._until(candidate)
+    def _submit(self, run: RunRecord) -> None:
+        candidate = self._owner(run.run_id)
+        self.running[run.run_id] = until = self._until(run)
         self.evaluator.submit(
             EvaluationTask(
                 search=self.search,
                 candidate_id=candidate.id,
-                run_id=candidate.run_id,
+                run_id=run.run_id,
                 architecture=candidate.architecture,
                 parameters=candidate.parameters,
-                seed=candidate.seed,
+                seed=run.seed,
                 budget_index=candidate.budget_index,
-                partial=candidate.partial,
+                partial=run.partial,
                 until=until,
             )
         )
 
-    def _until(self, candidate: CandidateRecord) -> int | None:
-        """The rung at which it pauses; None: it is on its way to the end."""
+    def _owner(self, run_id: str) -> CandidateRecord:
+        return self.candidates[self.owners[run_id]]
+
+    def _until(self, run: RunRecord) -> int | None:
+        """The rung at which it pauses; None: it is on its way to the end, as repeats always are."""
         request = self.search.request
-        tokens = next_rung(candidate, request.rung_tokens) if request.strategy.halving else None
+        if request.strategy.halving is None or run.repeat:
+            return None
+        tokens = next_rung(run, request.rung_tokens)
         return None if tokens == request.distillation.tokens else tokens
 
     def _open_generation(self) -> None:
@@ -227,16 +245,34 @@ class _Loop:
             return  # the generation is still on its way
         self._tell()
         count = self.search.request.limits.max_parallel if deterministic else 1
-        tokens = self._tokens_left()
+        tokens = 0 if self._is_late() else self._tokens_left()
         promoted = self._promote(count, tokens)
         proposals = self._ask(count - len(promoted), tokens - sum(self._tokens_of(each) for each in promoted))
         if not promoted and not proposals and not self.running:
-            promoted = self._see_through()
+            promoted, proposals = self._see_through()
         if promoted or proposals:
             going_on = [candidate.run_id for candidate in promoted]
             for candidate in self.store.add_candidates(self.lease, proposals, promoted=going_on):
                 self._note(candidate)
                 self.waiting.append(candidate)
+        else:
+            self._repeat(count, tokens)
+
+    def _repeat(self, count: int, tokens: float) -> None:
+        """Nobody else will begin or go on: store up to `count` further runs of the best, for up to so many tokens."""
+        request = self.search.request
+        wanted = request.strategy.repeats
+        if wanted is None or any(self._owner(run_id).run_id == run_id for run_id in self.running):
+            return  # who is best is not known before all first runs have ended
+        count = int(min(count, tokens // request.distillation.tokens))
+        boards = [
+            [each for each in self.candidates.values() if budget.admits(each.architecture)]
+            for budget in self.search.budgets
+        ]
+        repeats = next_repeats(boards, wanted, seed=request.strategy.seed, count=count)
+        for candidate in self.store.add_repeats(self.lease, repeats) if repeats else ():
+            self._note(candidate)
+            self.waiting.append(candidate.repeats[-1])
 
     def _promote(self, count: int, tokens: float) -> list[CandidateRecord]:
         """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first."""
@@ -248,20 +284,24 @@ class _Loop:
                 if tokens < 0:
                     return chosen
                 chosen.append(best)
-                known[best.run_id] = replace(best, state=RunState.PENDING)
+                known[best.id] = replace(best, state=RunState.PENDING)
         return chosen
 
-    def _see_through(self) -> list[CandidateRecord]:
-        """Nothing else is left to do: of each budget without a candidate at its end the best, so that it has one."""
-        found = []
+    def _see_through(self) -> tuple[list[CandidateRecord], list[Proposal]]:
+        """Nothing else is left to do: of each budget without a candidate at its end the best, so that it has one; and
+        of each that has not even begun, as a limit was reached before, a first one."""
+        found, empty = [], []
         for budget_index in range(len(self.strategies)):
             known = self._of_budget(budget_index)
-            if all(candidate.state is not RunState.COMPLETED for candidate in known.values()):
+            if not known:
+                empty.append(budget_index)
+            elif all(candidate.state is not RunState.COMPLETED for candidate in known.values()):
                 found.append(self._best(known, is_closed=True))
-        return [candidate for candidate in found if candidate is not None]
+        proposals = self._propose(len(empty), Counter(dict.fromkeys(empty, 0)), most=1)
+        return [candidate for candidate in found if candidate is not None], proposals
 
     def _of_budget(self, budget_index: int) -> dict[str, CandidateRecord]:
-        return {run: each for run, each in self.candidates.items() if each.budget_index == budget_index}
+        return {key: each for key, each in self.candidates.items() if each.budget_index == budget_index}
 
     def _best(self, known: Mapping[str, CandidateRecord], *, is_closed: bool) -> CandidateRecord | None:
         request = self.search.request
@@ -276,9 +316,17 @@ class _Loop:
             objectives=self.objectives,
         )
 
-    def _tokens_of(self, candidate: CandidateRecord) -> int:
+    def _tokens_of(self, run: RunRecord) -> int:
         """What it is trained on when it goes on next."""
-        return (self._until(candidate) or self.search.request.distillation.tokens) - (candidate.reached or 0)
+        return (self._until(run) or self.search.request.distillation.tokens) - (run.reached or 0)
+
+    def _is_late(self) -> bool:
+        """Whether the limit of hours has been reached."""
+        hours = self.search.request.limits.max_hours
+        if hours is None:
+            return False
+        assert self.search.started_at is not None, "a leased search has been started"
+        return self.clock.now() - self.search.started_at >= timedelta(hours=hours)
 
     def _tokens_left(self) -> float:
         """Of the limit, once all that is on its way has come to where it pauses or ends."""
@@ -287,7 +335,8 @@ class _Loop:
             return math.inf
         ways = (
             (each.reached or 0) + (0 if each.state.is_final or each.state is RunState.PAUSED else self._tokens_of(each))
-            for each in self.candidates.values()
+            for candidate in self.candidates.values()
+            for each in candidate.runs
         )
         return limit - sum(ways)
 
@@ -296,15 +345,19 @@ class _Loop:
         candidates."""
         request = self.search.request
         first = request.rung_tokens[0] if request.strategy.halving else request.distillation.tokens
-        count = int(min(count, tokens // first))
+        sizes = Counter(dict.fromkeys(range(len(self.strategies)), 0))
+        sizes.update(candidate.budget_index for candidate in self.candidates.values())
+        return self._propose(int(min(count, tokens // first)), sizes, most=request.strategy.max_candidates)
+
+    def _propose(self, count: int, sizes: Counter[int], *, most: int) -> list[Proposal]:
+        """Up to `count` proposals for budgets that have so many candidates, and then `most` at the most."""
         known = self.candidates.values()
         taken = {candidate.architecture.digest for candidate in known}
-        sizes = Counter(dict.fromkeys(range(len(self.strategies)), 0))
-        sizes.update(candidate.budget_index for candidate in known)
         number = max((candidate.number for candidate in known), default=-1) + 1
         proposals: list[Proposal] = []
         while len(proposals) < count:
-            proposal = self._ask_budgets(_fewest_first(sizes), number + len(proposals), taken)
+            order = (budget_index for budget_index, size in _fewest_first(sizes) if size < most)
+            proposal = self._ask_budgets(order, number + len(proposals), taken)
             if proposal is None:
                 break
             proposals.append(proposal)
@@ -312,11 +365,9 @@ class _Loop:
             taken.add(proposal.architecture.digest)
         return proposals
 
-    def _ask_budgets(self, order: Iterable[tuple[int, int]], number: int, taken: set[str]) -> Proposal | None:
-        """Candidate `number`, for the first budget of `order` that lacks one and whose strategy has one."""
-        for budget_index, size in order:
-            if size == self.search.request.strategy.max_candidates:
-                continue
+    def _ask_budgets(self, order: Iterable[int], number: int, taken: set[str]) -> Proposal | None:
+        """Candidate `number`, for the first budget of `order` whose strategy has one."""
+        for budget_index in order:
             strategy = self.strategies[budget_index]
             architecture = strategy.ask(number, taken=taken)
             if architecture is not None:
@@ -359,7 +410,7 @@ class _Loop:
             self.reclaim()
 
     def _finish(self, event: RunFinished) -> None:
-        planned = self.candidates[event.run_id].parameters
+        planned = self._owner(event.run_id).parameters
         measured = event.result.measured_parameters
         if measured == planned:
             self.store.finish_run(self.lease, event.run_id, event.result)
@@ -379,10 +430,10 @@ class _Loop:
     def _end(self, run_id: str) -> None:
         """The evaluator has this run no longer; what became of it, the store knows."""
         del self.running[run_id]
-        candidate = self.store.get_candidate(self.candidates[run_id].id)
+        candidate = self.store.get_candidate(self.owners[run_id])
         self._note(candidate)
-        if candidate.state is RunState.PENDING:
-            self.waiting.appendleft(candidate)
+        again = (run for run in candidate.runs if run.run_id == run_id and run.state is RunState.PENDING)
+        self.waiting.extendleft(again)
         self.reclaim()
 
     def reclaim(self) -> None:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import cast
 
 from search.architecture import Architecture
+from search.certainty import certainties
 from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.pareto import Values, hypervolume, pareto_ranks
 from search.records import CandidateRecord, RunState, SearchRecord
@@ -86,9 +87,9 @@ class Objectives:
 
     def front(self, candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
         """Those whose values no other's dominate, in the order given; of equal ones all stay."""
-        known = [(values, candidate) for candidate in candidates if (values := self.final(candidate)) is not None]
-        ranks = pareto_ranks([values for values, _ in known])
-        return [candidate for rank, (_, candidate) in zip(ranks, known, strict=True) if rank == 0]
+        settled = self._settled(candidates)
+        ranks = pareto_ranks([values for _, values in settled])
+        return [candidate for rank, (candidate, _) in zip(ranks, settled, strict=True) if rank == 0]
 
     def hypervolume(self, candidates: Sequence[CandidateRecord], search: SearchRecord) -> float | None:
         """How much the candidates have of what lies between nothing at all and everything, from 0 to 1.
@@ -104,8 +105,14 @@ class Objectives:
         ranges = [known for name in self.names if (known := self._range(name, search)) is not None]
         if not self.is_several or len(ranges) < len(self.names):
             return None
-        points = [_shares(values, ranges) for each in candidates if (values := self.final(each)) is not None]
+        points = [_shares(values, ranges) for _, values in self._settled(candidates)]
         return hypervolume(points, (1.0,) * len(ranges))
+
+    def _settled(self, candidates: Sequence[CandidateRecord]) -> list[tuple[CandidateRecord, Values]]:
+        """Those whose values are known, in the order given; losses are the means by which they are ranked."""
+        known = certainties(candidates)
+        found = ((each, self.final(each)) for each in candidates)
+        return [(each, (known[each.id].loss_mean, *values[1:])) for each, values in found if values is not None]
 
     def _range(self, name: str, search: SearchRecord) -> tuple[float, float] | None:
         """The best value and the worst that counts."""

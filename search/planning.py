@@ -240,6 +240,14 @@ def _num_candidates(request: SearchRequest, feasible: FeasibleSet) -> int:
     return min(request.strategy.max_candidates, len(feasible.points))
 
 
+def _num_repeats(request: SearchRequest, feasible: FeasibleSet) -> int:
+    """The most further runs of a budget's candidates: of one alone there are none."""
+    repeats, candidates = request.strategy.repeats, _num_candidates(request, feasible)
+    if repeats is None or candidates < 2:
+        return 0
+    return min(repeats.candidates, candidates) * (repeats.seeds - 1)
+
+
 # --- the preview ----------------------------------------------------------------------------------------------------
 
 
@@ -291,10 +299,12 @@ class CostEstimate:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     num_candidates: int
+    num_repeats: int
+    """Runs of candidates with other seeds; fewer where a budget's winner is settled before."""
     distillation_tokens: int
-    """Tokens that students are trained on, all candidates together."""
+    """Tokens that students are trained on, all candidates and repeats together."""
     evaluation_tokens: int
-    """Tokens of held-out text that students are judged on, all candidates and rungs together."""
+    """Tokens of held-out text that students are judged on, all candidates, repeats and rungs together."""
     calibration_tokens: int
     """Tokens of the importance pass, once a search."""
     flops: float
@@ -312,7 +322,7 @@ class CostEstimate:
     """What is kept of the teacher's outputs, states inside for hidden losses among them: four bytes a value, two of
     training windows in a lossy `distillation.targets_dtype`. A teacher in bfloat16 takes two throughout."""
     targets_pay_from: int
-    """From so many candidates on, keeping them costs fewer FLOPs than running the teacher beside each one."""
+    """From so many candidates and repeats on, keeping them costs fewer FLOPs than the teacher beside each one."""
     gpu_hours: float
     """`flops` at `assumed_flops_per_second`."""
     assumed_flops_per_second: float
@@ -435,19 +445,23 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         )
     flops = teacher_flops * once + _selection_flops(planned, teacher_flops)
     num_candidates = planned.new_search.planned
-    whole = num_candidates * request.distillation.tokens
+    num_repeats = sum(_num_repeats(request, each) for each in planned.feasible)
+    num_runs = num_candidates + num_repeats
+    whole = num_runs * request.distillation.tokens
     distillation_tokens = min(whole, request.limits.max_tokens or whole)
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
-        distillation = distillation_tokens / num_candidates * (3 * student_flops + target_flops)
+        distillation = distillation_tokens / num_runs * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
-        flops += _num_candidates(request, feasible) * (distillation + evaluation)
+        runs = _num_candidates(request, feasible) + _num_repeats(request, feasible)
+        flops += runs * (distillation + evaluation)
         if request.distillation.learning_rate == "auto":
             flops += USUAL_TRIALS * FRACTION * request.distillation.tokens * (3 * student_flops + target_flops)
     return CostEstimate(
         num_candidates=num_candidates,
+        num_repeats=num_repeats,
         distillation_tokens=distillation_tokens,
-        evaluation_tokens=num_candidates * heldout_tokens,
+        evaluation_tokens=num_runs * heldout_tokens,
         calibration_tokens=calibration_tokens,
         flops=flops,
         target_bytes=is_kept * _target_bytes(request, teacher),

@@ -380,6 +380,21 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def add_repeats(self, lease: Lease, repeats: Sequence[tuple[str, int]]) -> Sequence[CandidateRecord]:
+        """Give COMPLETED candidates, each by its id, one more PENDING run with the seed given; in one transaction.
+
+        A seed that the candidate has run with already is left out of the answer and not stored. What becomes of such a
+        run changes nothing of the candidate but its `repeats`.
+
+        Returns:
+            The candidates, in the order given; the new run is the last of their `repeats`.
+
+        Raises:
+            NotFound: the search has no such candidate.
+            IllegalTransition: its first run is not COMPLETED.
+        """
+
+    @abstractmethod
     def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
         """PENDING becomes RUNNING; an attempt is opened; measurements of an earlier attempt are removed, except those
         up to the partial run that this one goes on with."""

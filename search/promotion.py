@@ -19,15 +19,15 @@ from collections.abc import Sequence
 
 from search.objectives import Objectives
 from search.pareto import best_first
-from search.records import CandidateRecord, RunState
+from search.records import CandidateRecord, RunRecord, RunState
 
 _LOSS = Objectives()
 
 
-def next_rung(candidate: CandidateRecord, rungs: Sequence[int]) -> int:
+def next_rung(run: RunRecord, rungs: Sequence[int]) -> int:
     """The tokens at which it stops to be judged: the first of `rungs` (ascending) beyond what it has reached, else the
     last."""
-    reached = candidate.reached or 0
+    reached = run.reached or 0
     return next((tokens for tokens in rungs if tokens > reached), rungs[-1])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from search.certainty import Certainty, certainties
 from search.records import CandidateRecord
 
 
@@ -15,24 +16,28 @@ class RankedCandidate:
     #: 1 is the best; None while the candidate has not completed.
     rank: int | None
     candidate: CandidateRecord
+    #: None likewise.
+    certainty: Certainty | None
 
 
-def rank(candidates: Sequence[CandidateRecord]) -> tuple[RankedCandidate, ...]:
+def rank(candidates: Sequence[CandidateRecord], *, confidence: float = 0.95) -> tuple[RankedCandidate, ...]:
     """The completed candidates from the lowest validation loss, then the others by number, without a rank.
 
-    Equal losses: the one with fewer parameters first, then the one that was proposed first. No rank is shared.
+    The loss is the mean over the seeds that candidates were run with, see `search.certainty`. Equal losses: the one
+    with fewer parameters first, then the one that was proposed first. No rank is shared; which candidates are `tied`
+    at this confidence stands beside it.
     """
-    completed = sorted((c for c in candidates if c.loss is not None), key=_by_loss)
-    others = sorted((c for c in candidates if c.loss is None), key=lambda c: c.number)
+    known = certainties(candidates, confidence=confidence)
+
+    def by_loss(candidate: CandidateRecord) -> tuple[float, int, int]:
+        return known[candidate.id].loss_mean, candidate.parameters, candidate.number
+
+    completed = sorted((c for c in candidates if c.id in known), key=by_loss)
+    others = sorted((c for c in candidates if c.id not in known), key=lambda c: c.number)
     return (
-        *(RankedCandidate(rank=place, candidate=candidate) for place, candidate in enumerate(completed, start=1)),
-        *(RankedCandidate(rank=None, candidate=candidate) for candidate in others),
+        *(RankedCandidate(rank=at, candidate=c, certainty=known[c.id]) for at, c in enumerate(completed, start=1)),
+        *(RankedCandidate(rank=None, candidate=candidate, certainty=None) for candidate in others),
     )
-
-
-def _by_loss(candidate: CandidateRecord) -> tuple[float, int, int]:
-    assert candidate.loss is not None
-    return candidate.loss, candidate.parameters, candidate.number
 
 
 def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -214,7 +215,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a search is."""
+    """How far a search is: how many candidates have their first run in which state."""
 
     #: Upper bound on candidates: ``max_candidates`` for each budget, or the feasible set where that is smaller.
     planned: int
@@ -225,6 +226,8 @@ class Progress:
     failed: int = 0
     cancelled: int = 0
     stopped: int = 0
+    #: Runs that repeat a candidate with another seed, in whatever state; no candidates, so `planned` is without them.
+    repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,24 +340,16 @@ class RunResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateRecord:
-    """A candidate and its run, as stored."""
+class RunRecord:
+    """One training of a candidate with one seed, as stored."""
 
-    id: str
-    search_id: str
-    number: int
-    budget_index: int
-    architecture: Architecture
-    #: Counted in closed form.
-    parameters: int
-    #: `parameters` without embeddings and LM head.
-    non_embedding_parameters: int
     run_id: str
+    #: 0: the candidate's first run; from 1 on those that repeat it with other seeds.
+    repeat: int = 0
     seed: int
     state: RunState
     #: Times a worker started on it.
     attempts: int
-    created_at: datetime
     worker: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -391,8 +386,38 @@ class CandidateRecord:
 
     @property
     def loss(self) -> float | None:
-        """The validation loss that ranks it: that of a *completed* run, else None."""
+        """The validation loss at the end of a *completed* run, else None."""
         return self.metric("validation_loss") if self.state is RunState.COMPLETED else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateRecord(RunRecord):
+    """A candidate and its first run, as stored. That run is what its state, its metrics and its checkpoint are of;
+    what became of `repeats` changes none of them."""
+
+    id: str
+    search_id: str
+    number: int
+    budget_index: int
+    architecture: Architecture
+    #: Counted in closed form.
+    parameters: int
+    #: `parameters` without embeddings and LM head.
+    non_embedding_parameters: int
+    created_at: datetime
+    #: Its further runs, with other seeds, in the order begun.
+    repeats: tuple[RunRecord, ...] = ()
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """All of them, the first one first."""
+        return (self, *self.repeats)
+
+    def mean(self, metric: str) -> float | None:
+        """Of the last values of a metric over its completed runs; None where none has one."""
+        completed = (run.metric(metric) for run in self.runs if run.state is RunState.COMPLETED)
+        values = [value for value in completed if value is not None]
+        return statistics.fmean(values) if values else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -273,6 +273,34 @@ class HalvingRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatsRequest:
+    """Train the best candidates of each budget again with other seeds, to know how sure their order is."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    candidates: int = 3
+    """The best so many of each budget, once every candidate has ended; whoever comes among them later, too, as long as
+    the budget has had no more than `candidates` times `seeds` - 1 further runs."""
+    seeds: int = 3
+    """Runs of each, the first one included, at most. The seeds are the search's and those that follow it: the same for
+    all candidates, so that they are compared on the same windows in the same order."""
+    confidence: float = 0.95
+    """A budget has no more runs once its first candidate is the best one with this probability. A candidate is shown
+    as tied with the first unless it is worse with this probability."""
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "seeds"):
+            _require(getattr(self, name) >= 2, expected="at least 2", got=getattr(self, name), where=name)
+        within = 0.5 < self.confidence < 1
+        _require(within, expected="a probability in (0.5, 1)", got=self.confidence, where="confidence")
+
+    @property
+    def most_runs(self) -> int:
+        """Runs that a budget may have beyond the first one of each candidate."""
+        return self.candidates * (self.seeds - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyRequest:
     """How architectures are proposed."""
 
@@ -298,11 +326,19 @@ class StrategyRequest:
     halving: HalvingRequest | None = None
     """Whether candidates that are behind at a rung are stopped there. Null: each is distilled to its end. Rungs that
     double, such as [0.125, 0.25, 0.5, 1], go with a factor of 2."""
+    repeats: RepeatsRequest | None = None
+    """Whether the best are trained again with other seeds. Null: every candidate runs once, and nothing is known of how
+    sure their order is."""
     seed: int = 0
     """Seeds the proposals and the order of the training windows."""
     deterministic: bool = False
     """Propose, and promote, in generations of `limits.max_parallel` and learn from each in order, so that the
     leaderboard does not depend on which candidate finishes first."""
+
+    @property
+    def confidence(self) -> float:
+        """The probability from which on one candidate is taken to be better than another."""
+        return (self.repeats or RepeatsRequest()).confidence
 
     def __post_init__(self) -> None:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
@@ -344,10 +380,20 @@ class LimitsRequest:
     max_parallel: int = 4
     """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
     max_tokens: int | None = None
-    """Tokens that students are trained on, all candidates together: nothing begins, or goes on, that would exceed it.
-    But a budget ends with one candidate distilled to its end, whatever that takes. Null: no limit."""
+    """Tokens that students are trained on, all candidates and repeats together: nothing begins, or goes on, that would
+    exceed it. But a budget ends with one candidate distilled to its end, whatever that takes. Null: no limit."""
+    max_hours: float | None = None
+    """Hours from the moment that the search was taken up first, by the clock: afterwards nothing begins, or goes on
+    beyond where it pauses next. But a budget ends with one candidate distilled to its end, whatever that takes. Null:
+    no limit, and in deterministic mode always, since what is there in time depends on the machine."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.max_hours is None or self.max_hours > 0,
+            expected="more than 0, or null",
+            got=self.max_hours,
+            where="max_hours",
+        )
         _require(
             self.max_tokens is None or self.max_tokens >= 1,
             expected="at least 1, or null",
@@ -418,6 +464,13 @@ class SearchRequest:
             where="limits.max_tokens",
         )
         self._check_objectives()
+        _require(
+            self.limits.max_hours is None or not self.strategy.deterministic,
+            expected="null with strategy.deterministic",
+            got=self.limits.max_hours,
+            where="limits.max_hours",
+            hint="Limit limits.max_tokens: what is done in an hour is not the same every time.",
+        )
         self._check_correction()
 
     def _check_objectives(self) -> None:

@@ -15,7 +15,7 @@ from search.distillation import DistillationRequest
 from search.errors import NotReady
 from search.families import FAMILIES
 from search.ports import ArtifactStore
-from search.records import CandidateRecord, Measurement, Preparation, SearchRecord, TeacherRecord
+from search.records import CandidateRecord, Measurement, Preparation, RunState, SearchRecord, TeacherRecord
 from search.request import TeacherRequest
 from search.selection import Selection
 from search.serialization import from_json
@@ -68,6 +68,17 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpecRepeat:
+    """What the same architecture came to with another seed, nats a token; its checkpoint is not the spec's."""
+
+    __pydantic_config__: ClassVar[Any] = _SCHEMA
+
+    seed: int
+    validation_loss: float | None
+    test_loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """The architecture, what was kept of the teacher, what was measured, and the recipe."""
 
@@ -94,6 +105,9 @@ class Spec:
     kv_cache_bytes_per_token: int
     """At two bytes a value."""
     measurements: tuple[Measurement, ...]
+    """Of the run with the recipe's seed, whose weights the checkpoint has."""
+    repeats: tuple[SpecRepeat, ...] = ()
+    """What further seeds came to, where the search repeated it: how much of a loss is the seed's."""
     recipe: Recipe
     checkpoint_artifact: str
     """SHA-256 of the distilled weights."""
@@ -137,6 +151,11 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         flops_per_token=flops_per_token(architecture, sequence_length=search.request.data.sequence_length),
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture),
         measurements=candidate.measurements,
+        repeats=tuple(
+            SpecRepeat(seed=run.seed, validation_loss=run.loss, test_loss=run.metric("test_loss"))
+            for run in candidate.repeats
+            if run.state is RunState.COMPLETED
+        ),
         recipe=Recipe(
             loss=search.request.distillation.loss,
             distillation=search.distillation(candidate.budget_index),

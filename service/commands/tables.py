@@ -108,6 +108,7 @@ def show_search(search: Json, out: Console) -> None:
                 ("text", search["request"]["data"]["train"]),
                 ("distillation", f"{search['request']['distillation']['tokens']:,} tokens a candidate"),
                 ("candidates", f"at most {progress['planned']}" + (f": {counts}" if counts else "")),
+                *([("repeats", f"{progress['repeats']} runs with other seeds")] if progress["repeats"] else []),
                 ("created", search["created_at"]),
                 ("started", search["started_at"]),
                 ("finished", search["finished_at"]),
@@ -169,6 +170,7 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
         out.print(
             f"Objectives: {', '.join(board['objectives'])}. Hypervolume of their front: {board['hypervolume']:.4f}."
         )
+    _show_certainty(board, out)
     _show_metrics(board, out)
     if board["total"] > len(rows):
         out.print(f"{board['total'] - len(rows)} more: --limit {board['total']} shows all.")
@@ -185,6 +187,30 @@ def _front(board: Json) -> str:
         "no other is as good in every objective and better in one"
         if is_several
         else "no other is both smaller and better"
+    )
+
+
+def _show_certainty(board: Json, out: Console) -> None:
+    """How sure the order is; nothing where no candidate was repeated."""
+    if not any(row["runs"] > 1 for row in board["items"]):
+        return
+    rows = [
+        (
+            _place(row),
+            row["candidate_id"],
+            row["runs"],
+            number(row["loss_mean"]) + ("" if row["loss_std"] is None else f" ± {number(row['loss_std'])}"),
+            number(row["test_loss_mean"]),
+            "–" if row["probability_best"] is None else f"{row['probability_best']:.0%}",
+        )
+        for row in board["items"]
+        if row["rank"]
+    ]
+    out.print()
+    out.print(table("", ("#", "candidate", "seeds", "loss", "test", "best"), rows, left=(1,), whole=(1,)))
+    out.print(
+        "Over seeds: the mean loss, which ranks, ± its standard deviation from seed to seed; the mean test loss; the "
+        "probability of being the best. =: not to be told from the first."
     )
 
 
@@ -252,8 +278,10 @@ def _with_error(metrics: Json, name: str) -> str:
 
 
 def _place(row: Json) -> str:
-    """Its rank, marked where it is on the Pareto front; the state of a candidate that has none."""
-    return f"{row['rank']}{' *' if row['pareto'] else ''}" if row["rank"] else str(row["state"])
+    """Its rank, marked where it is tied and where it is on the Pareto front; the state of a candidate that has none."""
+    if not row["rank"]:
+        return str(row["state"])
+    return f"{row['rank']}{'=' if row['tied'] else ''}{' *' if row['pareto'] else ''}"
 
 
 def show_spec(spec: Json, out: Console) -> None:
@@ -331,6 +359,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 *((name, _values(values)) for name, values in preview["axes"].items()),
                 ("text", f"{preview['text_bytes']:,} bytes for {preview['tokens_needed']:,} tokens needed"),
                 ("candidates", f"at most {cost['num_candidates']}"),
+                *([("repeats", f"at most {cost['num_repeats']}")] if cost["num_repeats"] else []),
                 ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),
                 ("compute", f"{quantity(cost['flops'])} FLOPs"),
                 ("kept targets", _kept_targets(cost)),

@@ -19,9 +19,9 @@ _BAR_COLUMNS = 40
 
 @dataclass(slots=True)
 class Running:
-    """A candidate on a worker."""
+    """A run on a worker."""
 
-    number: int
+    name: str
     tokens: int = 0
     loss: float | None = None
 
@@ -35,7 +35,7 @@ class Board:
     error: str | None = None
     progress: Json = field(default_factory=dict)
     teacher_loss: float | None = None
-    #: By candidate, in the order in which they started.
+    #: By candidate, and by candidate and seed of one that is repeated, in the order in which they started.
     running: dict[str, Running] = field(default_factory=dict)
     #: The budget each candidate was proposed for.
     budget_of: dict[str, int] = field(default_factory=dict)
@@ -61,7 +61,10 @@ class Board:
         if subject == "search":
             self._take_search(what, data)
         elif subject == "candidate":
+            self._take_run(what, data, str(data["candidate_id"]))
             self._take_candidate(what, data)
+        elif subject == "repeat":
+            self._take_run(what, data, f"{data['candidate_id']} {data['seed']}")
 
     def _take_search(self, what: str, data: Json) -> None:
         if what == "prepared":
@@ -73,21 +76,21 @@ class Board:
             self.running.clear()
 
     def _take_candidate(self, what: str, data: Json) -> None:
-        candidate = data["candidate_id"]
+        if what == "proposed":
+            self.budget_of[data["candidate_id"]] = data["budget_index"]
+        elif what == "completed":
+            self._complete(data["candidate_id"], data["loss"])
+
+    def _take_run(self, what: str, data: Json, key: str) -> None:
         match what:
-            case "proposed":
-                self.budget_of[candidate] = data["budget_index"]
             case "running":
-                self.running[candidate] = Running(number=data["number"])
-            case "measured" if candidate in self.running:
-                running = self.running[candidate]
+                self.running[key] = Running(name=_name(data))
+            case "measured" if key in self.running:
+                running = self.running[key]
                 running.tokens = data["tokens"]
                 running.loss = data["metrics"].get("validation_loss", running.loss)
-            case "completed":
-                self.running.pop(candidate, None)
-                self._complete(candidate, data["loss"])
-            case "failed" | "requeued" | "cancelled" | "paused":
-                self.running.pop(candidate, None)
+            case "completed" | "failed" | "requeued" | "cancelled" | "paused":
+                self.running.pop(key, None)
 
     def _complete(self, candidate: str, loss: float | None) -> None:
         budget = self.budget_of.get(candidate, 0)
@@ -96,10 +99,15 @@ class Board:
             self.best[budget] = loss, candidate
 
 
+def _name(data: Json) -> str:
+    """Of what an event is about: a candidate, or one of its repeats."""
+    return f"candidate {data['number']}" + (f", seed {data['seed']}" if "seed" in data else "")
+
+
 def describe(event: Json, board: Board) -> str | None:
     """An event as one line, after `board` has taken it; None where it says nothing to a reader."""
     data, kind = event["data"], str(event["kind"])
-    candidate = f"candidate {data['number']}" if "number" in data else ""
+    candidate = _name(data) if "number" in data else ""
     match kind:
         case "search.prepared":
             text = f"prepared; the teacher's validation loss is {number(board.teacher_loss)} nats/token"
@@ -110,16 +118,20 @@ def describe(event: Json, board: Board) -> str | None:
                 f"{axes['num_hidden_layers']} layers, hidden {axes['hidden_size']}, FFN {axes['intermediate_size']}, "
                 f"heads {axes['num_attention_heads']}/{axes['num_key_value_heads']}"
             )
-        case "candidate.running":
+        case "repeat.proposed":
+            text = f"{candidate}: runs again, as it is among the best"
+        case "candidate.running" | "repeat.running":
             text = f"{candidate} runs on {data['worker']}"
-        case "candidate.measured" if "validation_loss" in data["metrics"]:
+        case "candidate.measured" | "repeat.measured" if "validation_loss" in data["metrics"]:
             loss = number(data["metrics"]["validation_loss"])
             text = f"{candidate}: loss {loss} after {data['tokens']:,} of {board.tokens:,} tokens"
         case "candidate.completed":
             text = f"{candidate} completed with loss {number(data['loss'])}; {_done(board)}"
+        case "repeat.completed":
+            text = f"{candidate}: completed with loss {number(data['loss'])}"
         case "candidate.promoted":
             text = f"{candidate} goes on: among the best after {data['tokens']:,} tokens"
-        case "candidate.failed" | "candidate.requeued":
+        case "candidate.failed" | "candidate.requeued" | "repeat.failed" | "repeat.requeued":
             text = f"{candidate} {kind.partition('.')[2]}: {data['reason']}"
         case _ if kind.startswith("search."):
             text = f"search {board.state}" + (f": {board.error}" if board.error else "")
@@ -160,7 +172,7 @@ def _running(board: Board) -> Table:
     made = Table.grid(padding=(0, 1))
     for running in board.running.values():
         bar = ProgressBar(total=board.tokens, completed=running.tokens, width=_BAR_COLUMNS)
-        made.add_row(f"candidate {running.number}", bar, f"{running.tokens:,} tokens", f"loss {number(running.loss)}")
+        made.add_row(running.name, bar, f"{running.tokens:,} tokens", f"loss {number(running.loss)}")
     return made
 
 

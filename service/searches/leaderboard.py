@@ -49,12 +49,13 @@ def board(
     order: Order,
     state: RunState | None,
     pareto: bool,
+    confidence: float,
 ) -> list[LeaderboardRow]:
-    """The rows of a board in order. Ranks and the Pareto front are the whole board's, whatever is filtered."""
+    """The rows of a board in order. Ranks, ties and the Pareto front are the whole board's, whatever is filtered."""
     front = {candidate.id for candidate in objectives.front(candidates)}
     rows = [
         LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front, sequence_length=objectives.sequence_length)
-        for ranked in rank(candidates)
+        for ranked in rank(candidates, confidence=confidence)
     ]
     shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]
     return sorted(shown, key=lambda row: position(row, sort, order))

@@ -135,7 +135,8 @@ def get_leaderboard(
     limit: Annotated[int | None, Query(ge=1, le=10_000, description="Rows on a page: 100; of CSV all.")] = None,
     cursor: Cursor = None,
 ) -> Leaderboard | Response:
-    """The candidates of a search, ranked by validation loss. `Accept: text/csv` gives the same rows as CSV.
+    """The candidates of a search, ranked by validation loss; where the best were repeated with other seeds
+    (`strategy.repeats`), by its mean over them. `Accept: text/csv` gives the same rows as CSV.
 
     With several objectives ranks still follow from the loss; the Pareto front (`pareto`) is of the objectives.
     A budget's board shows every candidate in its band, whichever budget it was proposed for. Rows without a value to
@@ -145,7 +146,15 @@ def get_leaderboard(
     candidates = store.candidates(search_id)
     band = None if budget is None else budget_of(search, budget)
     shown, objectives = inside(band, candidates) if band else candidates, Objectives.of(search.request)
-    rows = board(shown, objectives=objectives.shown, sort=sort, order=order, state=state, pareto=pareto)
+    rows = board(
+        shown,
+        objectives=objectives.shown,
+        sort=sort,
+        order=order,
+        state=state,
+        pareto=pareto,
+        confidence=search.request.strategy.confidence,
+    )
     query = ["leaderboard", search_id, budget, sort, order, state, pareto]
     rest = rows
     if cursor is not None:

@@ -18,10 +18,13 @@ _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 SORT_COLUMNS = (
     "rank",
     "loss",
+    "loss_mean",
+    "probability_best",
     "loss_before",
     "kl",
     "agreement",
     "test_loss",
+    "test_loss_mean",
     "parameters",
     "kv_cache_bytes_per_token",
     "flops_per_token",
@@ -53,7 +56,7 @@ class LeaderboardRow:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     rank: int | None
-    """By validation loss among the completed candidates of this board, from 1; null for the others."""
+    """By `loss_mean` among the completed candidates of this board, from 1; null for the others."""
     candidate_id: str
     number: int
     """Its place in the order of proposals."""
@@ -79,10 +82,24 @@ class LeaderboardRow:
     loss_before: float | None
     """Validation loss when pruned and not yet distilled."""
     loss: float | None
-    """Validation loss at the last rung reached."""
+    """Validation loss at the last rung reached, of the candidate's first run, as is all that is not said to be a mean
+    over runs; it is that run's checkpoint that can be exported."""
     tokens: int | None
     """Tokens of distillation at that rung: fewer than the others' where a candidate was stopped; null before the
     first."""
+    runs: int
+    """Completed runs, each with another seed."""
+    loss_mean: float | None
+    """Validation loss, mean over the seeds of this board: of a candidate that ran with fewer than others, corrected by
+    what the missing seeds did to those that ran with both."""
+    loss_std: float | None
+    """Sample standard deviation of its runs' validation losses: its spread over seeds; null of a single run."""
+    probability_best: float | None
+    """That its mean is the lowest of this board, from how seeds scatter; null where that is not known, as no two
+    candidates were repeated."""
+    tied: bool | None
+    """Whether it cannot be told from the first of this board: it is better than that one with more than 1 -
+    `strategy.repeats.confidence` (0.05 by default); of the first one, whether there are such others. Null likewise."""
     loss_stderr: float | None
     """Its standard error, from the spread of the validation windows; null of a single one. How well the text's loss is
     known; candidates are judged on the same windows, so that their differences are known better."""
@@ -92,6 +109,8 @@ class LeaderboardRow:
     """Share of the validation split's tokens on which teacher and student find the same next token most likely."""
     test_loss: float | None
     """Loss on the test split, on which nothing was chosen."""
+    test_loss_mean: float | None
+    """The same, mean over its completed runs."""
     test_loss_stderr: float | None
     """Its standard error, likewise."""
     perplexity: float | None
@@ -103,12 +122,12 @@ class LeaderboardRow:
     `harness/{task}_{metric}` of those of lm-evaluation-harness, `latency/prefill_tokens_per_s` and so on of latency."""
     pareto: bool
     """Whether it has completed and no other of this board is as good in every objective of the search and better in
-    one; where the loss is the only objective, in loss and parameters."""
+    one; where the loss is the only objective, in loss and parameters. Losses are `loss_mean`."""
 
     @classmethod
     def of(cls, ranked: RankedCandidate, *, pareto: bool, sequence_length: int) -> "LeaderboardRow":
         """The row of a ranked candidate; FLOPs are counted at `sequence_length`."""
-        candidate = ranked.candidate
+        candidate, certainty = ranked.candidate, ranked.certainty
         loss, stderr = candidate.metric("validation_loss"), candidate.metric("validation_loss_stderr")
         perplexity = _perplexity(loss)
         return cls(
@@ -127,10 +146,16 @@ class LeaderboardRow:
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
             tokens=candidate.reached,
+            runs=certainty.runs if certainty else 0,
+            loss_mean=certainty.loss_mean if certainty else None,
+            loss_std=certainty.loss_std if certainty else None,
+            probability_best=certainty.probability_best if certainty else None,
+            tied=certainty.tied if certainty else None,
             loss_stderr=stderr,
             kl=candidate.metric("validation_kl"),
             agreement=candidate.metric("validation_agreement"),
             test_loss=candidate.metric("test_loss"),
+            test_loss_mean=candidate.mean("test_loss"),
             test_loss_stderr=candidate.metric("test_loss_stderr"),
             perplexity=perplexity,
             perplexity_stderr=None if perplexity is None or stderr is None else perplexity * stderr,

@@ -345,6 +345,7 @@ class TheHistory:
             "failed": 0,
             "cancelled": 0,
             "stopped": 0,
+            "repeats": 0,
         }
 
     def test_a_reader_resumes_after_any_event(self, store: Store) -> None:
@@ -1120,6 +1121,109 @@ class Evaluating:
         assert store.renew(lease, ttl_s=TTL_S) is JobState.RUNNING
 
 
+class Repeating:
+    """Further runs of completed candidates."""
+
+    def test_a_completed_candidate_gets_runs_with_further_seeds(self, store: Store) -> None:
+        lease = running_search(store)
+        one, other = completed(store, lease, 0), completed(store, lease, 1)
+        found = store.add_repeats(lease, [(other.id, 1), (one.id, 1), (one.id, 2)])
+        assert [candidate.id for candidate in found] == [other.id, one.id, one.id]
+        assert [found[1].repeats[-1].seed, found[2].repeats[-1].seed] == [1, 2]
+        stored = store.get_candidate(one.id)
+        assert stored == found[2] == store.candidates(lease.subject_id)[0]
+        assert [(run.repeat, run.seed, run.state, run.attempts) for run in stored.repeats] == [
+            (1, 1, RunState.PENDING, 0),
+            (2, 2, RunState.PENDING, 0),
+        ]
+        assert (stored.repeat, stored.seed, stored.loss) == (0, 0, 2.0)
+        assert len({run.run_id for run in stored.runs}) == 3
+
+    def test_the_same_seed_twice_is_one_run(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = completed(store, lease)
+        store.add_repeats(lease, [(candidate.id, 1)])
+        before = all_that_is_stored(store, lease.subject_id)
+        assert store.add_repeats(lease, [(candidate.id, 1), (candidate.id, candidate.seed)]) == []
+        assert all_that_is_stored(store, lease.subject_id) == before
+
+    def test_a_repeat_is_started_measured_and_completed_beside_the_first_run(self, store: Store) -> None:
+        lease = running_search(store)
+        first = store.get_candidate(completed(store, lease).id)
+        [[repeat]] = [candidate.repeats for candidate in store.add_repeats(lease, [(first.id, 1)])]
+        store.start_run(lease, repeat.run_id, worker="another")
+        kept = PartialRun(tokens=50, artifact="a" * 64)
+        store.record(lease, repeat.run_id, [loss(2.5, tokens=50)], partial=kept)
+        [running] = store.get_candidate(first.id).repeats
+        assert (running.state, running.worker, running.partial) == (RunState.RUNNING, "another", kept)
+        store.record(lease, repeat.run_id, [loss(2.2)])
+        store.finish_run(lease, repeat.run_id, result(first, selection="of the repeat"))
+        candidate = store.get_candidate(first.id)
+        [done] = candidate.repeats
+        assert (done.state, done.loss, done.partial) == (RunState.COMPLETED, 2.2, None)
+        assert done.measurements == (loss(2.5, tokens=50), loss(2.2))
+        assert replace(candidate, repeats=()) == first
+        assert store.reclaim(lease.subject_id) == ["a" * 64]
+
+    def test_a_repeat_that_fails_leaves_its_candidate_completed(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = completed(store, lease)
+        [[repeat]] = [each.repeats for each in store.add_repeats(lease, [(candidate.id, 1)])]
+        for again in (True, False):
+            store.start_run(lease, repeat.run_id, worker="worker")
+            store.fail_run(lease, repeat.run_id, "it diverged", again=again)
+        after = store.get_candidate(candidate.id)
+        assert (after.state, after.error, after.attempts) == (RunState.COMPLETED, None, 1)
+        [failed] = after.repeats
+        assert (failed.state, failed.error, failed.attempts) == (RunState.FAILED, "it diverged", 2)
+        store.create_export(candidate.id)
+
+    def test_progress_and_history_tell_repeats_from_candidates(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = completed(store, lease)
+        [[repeat]] = [each.repeats for each in store.add_repeats(lease, [(candidate.id, 7)])]
+        store.start_run(lease, repeat.run_id, worker="worker")
+        store.record(lease, repeat.run_id, [loss(2.2)])
+        assert store.get_search(lease.subject_id).progress == Progress(planned=8, completed=1, repeats=1)
+        store.finish_run(lease, repeat.run_id, result(candidate))
+        *_, proposed, running, measured, done = store.events(lease.subject_id)
+        assert [event.kind for event in (proposed, running, measured, done)] == [
+            "repeat.proposed",
+            "repeat.running",
+            "repeat.measured",
+            "repeat.completed",
+        ]
+        assert {(each.data["candidate_id"], each.data["seed"]) for each in (proposed, running, measured, done)} == {
+            (candidate.id, 7)
+        }
+        assert done.data["loss"] == 2.2
+
+    def test_only_a_completed_candidate_of_this_search_is_repeated_and_all_or_none(self, store: Store) -> None:
+        elsewhere = completed(store, running_search(store))
+        lease = running_search(store)
+        done, running = completed(store, lease, 0), started(store, lease, 1)
+        before = all_that_is_stored(store, lease.subject_id)
+        with pytest.raises(IllegalTransition, match="running"):
+            store.add_repeats(lease, [(done.id, 1), (running.id, 1)])
+        for stranger in (elsewhere.id, "nothing"):
+            with pytest.raises(NotFound):
+                store.add_repeats(lease, [(done.id, 1), (stranger, 1)])
+        assert all_that_is_stored(store, lease.subject_id) == before
+
+    def test_repeats_wait_for_the_next_driver_and_end_with_the_search(self, store: Store, clock: ManualClock) -> None:
+        lease = running_search(store)
+        candidate = completed(store, lease)
+        [[repeat]] = [each.repeats for each in store.add_repeats(lease, [(candidate.id, 1)])]
+        store.start_run(lease, repeat.run_id, worker="worker")
+        clock.advance(TTL_S + 1)
+        again = lease_of(store)
+        assert [run.state for run in store.get_candidate(candidate.id).runs] == [RunState.COMPLETED, RunState.PENDING]
+        with pytest.raises(LeaseLost):
+            store.add_repeats(lease, [(candidate.id, 2)])
+        store.finish_search(again, JobState.COMPLETED)
+        assert [run.state for run in store.get_candidate(candidate.id).runs] == [RunState.COMPLETED, RunState.CANCELLED]
+
+
 class Exporting:
     """Export jobs."""
 
@@ -1192,5 +1296,7 @@ class Exporting:
         assert Counter(event.kind for event in history)["export.completed"] == 6
 
 
-class StoreContract(TheService, TheHistory, Submitting, EndingASearch, Leasing, Fencing, Evaluating, Exporting):
+class StoreContract(
+    TheService, TheHistory, Submitting, EndingASearch, Leasing, Fencing, Evaluating, Repeating, Exporting
+):
     """The whole contract."""

@@ -18,7 +18,15 @@ from search.distillation import DistillationRequest
 from search.finishing import FinishRequest, plan_finish
 from search.planning import plan
 from search.records import CandidateRecord, JobState, RunState, SearchRecord
-from search.request import BudgetRequest, HalvingRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
+from search.request import (
+    BudgetRequest,
+    HalvingRequest,
+    LimitsRequest,
+    RepeatsRequest,
+    SearchRequest,
+    StrategyRequest,
+    TeacherRequest,
+)
 from search.serialization import from_json
 from search.spec import Spec, build_spec
 from search.store.sql import SqlStore
@@ -150,6 +158,30 @@ def test_candidates_that_are_behind_are_stopped_and_the_others_end_as_if_they_ha
         assert [m.value for m in measured] == pytest.approx([*expected.values()][: len(measured)], rel=1e-6)
     assert database.reclaim(search.id) == [], "what the stopped ones were kept in is gone"
     assert database.get_search(search.id).progress.stopped == states[RunState.STOPPED]
+
+
+def test_the_best_are_distilled_again_with_the_next_seed_and_keep_what_they_have(
+    finished: SearchRecord, home: Home, database: SqlStore
+) -> None:
+    repeats = RepeatsRequest(candidates=2, seeds=2, confidence=1 - 1e-9)
+    strategy = replace(REQUEST.strategy, kind="exhaustive", max_candidates=3, repeats=repeats)
+    search = wait_for_end(database, database.create_search(home.plan(replace(REQUEST, strategy=strategy))).id)
+    assert search.state is JobState.COMPLETED, search.error
+    candidates = sorted(database.candidates(search.id), key=lambda candidate: candidate.loss or math.inf)
+    assert [len(candidate.repeats) for candidate in candidates] == [1, 1, 0]
+    for candidate in candidates[:2]:
+        [repeat] = candidate.repeats
+        assert (repeat.state, repeat.seed) == (RunState.COMPLETED, 1)
+        for run in candidate.runs:
+            alone = home.distilled(search, index=candidate.number, seed=run.seed)
+            assert run.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert repeat.loss != candidate.loss
+        assert candidate.result is not None
+        assert repeat.result is not None
+        assert repeat.result.selection_artifact == candidate.result.selection_artifact
+        assert repeat.result.checkpoint_artifact != candidate.result.checkpoint_artifact
+        assert build_spec(search, candidate, home.artifacts).checkpoint_artifact == candidate.result.checkpoint_artifact
+    assert database.reclaim(search.id) == []
 
 
 def test_a_running_search_can_be_cancelled(finished: SearchRecord, home: Home, database: SqlStore) -> None:

@@ -1,6 +1,7 @@
 """`search.budget`: a ratio and a tolerance become whole counts."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.budget import Budget
-from search.request import BudgetRequest, Tolerance
+from search.counting import count
+from search.request import Basis, BudgetRequest, Tolerance
 from search.serialization import from_json, to_json
 from tests.support.architectures import llama
 from tests.support.lattices import COSTS, SEQUENCE_LENGTH
@@ -88,6 +90,16 @@ def test_an_architecture_at_a_ceiling_is_afforded_and_one_above_it_is_not(name: 
         budget = Budget.from_request(request, teacher_parameters=1_000, sequence_length=SEQUENCE_LENGTH)
         assert [ceiling.name for ceiling in budget.ceilings] == [name]
         assert budget.affords(llama()) is afforded
+        at_home = replace(budget, smallest=1, largest=10**9)
+        assert at_home.admits(llama()) is afforded
+
+
+@pytest.mark.parametrize("basis", ["total", "non_embedding"])
+def test_an_architecture_is_admitted_by_its_count_on_the_budgets_basis(basis: Basis) -> None:
+    counted = count(llama(), basis)
+    assert count(llama(), "total") != count(llama(), "non_embedding")
+    for smallest, largest, is_in in ((counted, counted, True), (1, counted - 1, False), (counted + 1, 10**9, False)):
+        assert Budget(params=1, smallest=smallest, largest=largest, basis=basis).admits(llama()) is is_in
 
 
 def test_without_ceilings_everything_is_afforded_and_no_length_is_kept() -> None:

@@ -7,7 +7,7 @@ from search.errors import InsufficientText, InvalidRequest, NotReady
 from search.finishing import FinishRequest, finishing_request, plan_finish
 from search.planning import feasible_sets
 from search.records import CandidateRecord, NewSearch, SearchRecord
-from search.request import SearchRequest
+from search.request import LimitsRequest, RepeatsRequest, SearchRequest
 from search.serialization import from_json, to_json
 from tests.support.evaluators import make_result
 from tests.support.homes import REQUEST, Home, completed, task_for
@@ -28,6 +28,18 @@ def test_the_full_recipe_is_the_search_s_over_more_tokens(home: Home) -> None:
     changed = replace(search.request.distillation, tokens=2560, learning_rate=0.5, targets="live")
     assert request.distillation == changed
     assert from_json(SearchRequest, to_json(request)) == request
+
+
+def test_the_searchs_limits_and_repeats_are_none_of_the_full_recipe(home: Home) -> None:
+    search = home.search()
+    limited = replace(
+        search.request,
+        limits=LimitsRequest(max_parallel=3, max_tokens=10**6, max_hours=0.5),
+        strategy=replace(search.request.strategy, repeats=RepeatsRequest()),
+    )
+    request = finishing_request(limited, task_for(search).architecture, FinishRequest(tokens=10 * 256))
+    assert request.limits == LimitsRequest(max_parallel=3)
+    assert request.strategy.repeats is None
 
 
 def test_what_was_learnt_from_rounded_outputs_is_finished_with_the_teacher_itself(home: Home) -> None:

@@ -1,5 +1,6 @@
 """The loop on the real store (SQLite) and real strategies; only the workers are scripted."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,13 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import kv_cache_bytes_per_token
 from search.errors import InsufficientText, Interrupted, LeaseLost
 from search.loop import MAX_LOSSES, run_search
 from search.ports import Observation, Store, Strategy
+from search.ranking import rank
 from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord
-from search.request import HalvingRequest, StrategyKind
+from search.request import HalvingRequest, RepeatsRequest, StrategyKind
 from search.space import FeasibleSet, SearchSpace
 from search.store.sql import SqlStore
 from search.strategies import make_strategy
@@ -89,10 +92,16 @@ class House:
                 or [make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
                 evaluator=evaluator,
                 should_stop=should_stop,
+                clock=self.clock,
             )
         except Interrupted:
             self.store.release(lease)
             raise
+
+    @property
+    def repeats(self) -> list[tuple[int, int, RunState, float | None]]:
+        """The further runs: candidate's number and seed, and what became of each."""
+        return [(c.number, run.seed, run.state, run.loss) for c in self.candidates for run in c.repeats]
 
     @property
     def num_artifacts(self) -> int:
@@ -282,6 +291,184 @@ def test_halving_keeps_to_the_limit_and_still_ends_with_a_candidate(
     assert tokens_of(home) > limit - 50, "what the limit leaves is used"
 
 
+@pytest.mark.parametrize("limit", [100, 150])
+def test_a_limit_leaves_no_budget_without_a_candidate(house: Callable[..., House], limit: int) -> None:
+    home = house(ratios=(0.5, 0.7), max_tokens=limit)
+    home.drive(ScriptedEvaluator())
+    assert [(c.budget_index, c.state) for c in home.candidates] == [
+        (0, RunState.COMPLETED),
+        (1, RunState.COMPLETED),
+    ]
+
+
+# --- a limit of hours -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_nothing_begins_after_the_hours_and_what_runs_is_seen_through(
+    house: Callable[..., House], halving: HalvingRequest | None
+) -> None:
+    home = house(max_candidates=16, max_parallel=3, max_hours=2.0, halving=halving)
+    begun: list[int] = []
+
+    def watch() -> None:
+        home.clock.advance(600)
+        begun.append(len(home.candidates))
+
+    home.drive(ScriptedEvaluator(slots=3, before_poll=watch))
+    assert home.search.state is JobState.COMPLETED
+    assert max(begun[:12]) == len(home.candidates) < 16
+    states = {c.state for c in home.candidates}
+    assert RunState.COMPLETED in states
+    assert states <= ({RunState.COMPLETED, RunState.STOPPED} if halving else {RunState.COMPLETED})
+
+
+def test_hours_count_from_when_the_search_was_taken_up_first(house: Callable[..., House]) -> None:
+    home = house(max_candidates=8, max_hours=1.0)
+    with pytest.raises(Interrupted):
+        home.drive(ScriptedEvaluator(), should_stop=after(3))
+    begun = len(home.candidates)
+    home.clock.advance(3600)
+    home.drive(ScriptedEvaluator())
+    assert [c.state for c in home.candidates] == [RunState.COMPLETED] * begun
+    assert begun < 8
+
+
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_a_search_whose_hours_went_into_its_preparation_still_has_a_candidate_of_each_budget(
+    house: Callable[..., House], halving: HalvingRequest | None
+) -> None:
+    class Slow(ScriptedEvaluator):
+        def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+            home.clock.advance(3600)
+            return super().prepare(search, should_stop=should_stop)
+
+    home = house(ratios=(0.5, 0.7), max_candidates=8, max_hours=1.0, halving=halving)
+    home.drive(Slow())
+    assert [(c.budget_index, c.state) for c in home.candidates] == [(0, RunState.COMPLETED), (1, RunState.COMPLETED)]
+
+
+# --- repeats --------------------------------------------------------------------------------------------------------
+
+#: So that all runs are used: no probability is as high.
+TWICE = RepeatsRequest(candidates=2, seeds=2, confidence=1 - 1e-9)
+
+
+def noisy(architecture: Architecture, seed: int) -> float:
+    """Within half a unit, the same whenever an architecture runs with a seed."""
+    return random.Random(f"{architecture.digest} {seed}").random() - 0.5 if seed else 0.0
+
+
+def best_first(home: House) -> list[CandidateRecord]:
+    return sorted(home.candidates, key=lambda candidate: scripted_loss(candidate.architecture))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_best_of_each_budget_run_again_with_the_same_further_seeds(
+    house: Callable[..., House], deterministic: bool
+) -> None:
+    repeats = RepeatsRequest(candidates=2, seeds=3, confidence=1 - 1e-9)
+    home = house(ratios=(0.5, 0.7), max_candidates=4, repeats=repeats, deterministic=deterministic)
+    before: list[list[Row]] = []
+
+    def look() -> None:
+        if home.repeats and not before:
+            before.append(home.rows)
+
+    # a seed does much to all of them alike, and little enough to each to leave the best two the best
+    evaluator = ScriptedEvaluator(
+        noise=lambda architecture, seed: seed / 7 + 0.02 * noisy(architecture, seed), before_poll=look
+    )
+    home.drive(evaluator)
+    assert home.search.state is JobState.COMPLETED
+    for index in (0, 1):
+        first, second, *others = [c for c in best_first(home) if c.budget_index == index]
+        assert [[run.seed for run in c.runs] for c in (first, second)] == [[0, 1, 2]] * 2
+        assert [c.repeats for c in others] == [()] * 2
+    assert {state for _, _, state, _ in home.repeats} == {RunState.COMPLETED}
+    assert [row[3] for row in before[0]] == [RunState.COMPLETED] * 8, "nobody is repeated before all have run"
+    assert before[0] == home.rows
+    assert [task.seed for task in evaluator.submitted[:8]] == [0] * 8
+    assert home.num_artifacts == 0
+
+
+def test_a_budget_has_no_more_repeats_once_its_winner_is_settled(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", repeats=RepeatsRequest(candidates=2, seeds=9), max_parallel=1)
+    home.drive(ScriptedEvaluator(slots=1, noise=lambda architecture, seed: 1e-6 * noisy(architecture, seed)))
+    winner, *_ = rank(home.candidates)
+    assert winner.certainty is not None
+    assert winner.certainty.probability_best is not None
+    assert winner.certainty.probability_best >= 0.95
+    assert 2 <= len(home.repeats) < 8
+
+
+def test_the_mean_over_seeds_ranks(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=3, repeats=TWICE)
+    first = min(home.sets[0].points[:3], key=scripted_loss)
+    home.drive(ScriptedEvaluator(noise=lambda architecture, seed: 2.0 * seed * (architecture == first)))
+    lucky = best_first(home)[0]
+    assert lucky.repeats
+    assert [entry.candidate.id for entry in rank(home.candidates)][-1] == lucky.id
+    assert home.candidates[lucky.number].loss == pytest.approx(scripted_loss(first))
+
+
+@pytest.mark.parametrize(("left", "run"), [(0, 0), (99, 0), (100, 1), (250, 2), (1_000, 2)])
+def test_repeats_keep_to_the_limit_of_tokens(house: Callable[..., House], left: int, run: int) -> None:
+    home = house(max_candidates=4, max_tokens=400 + left, repeats=TWICE)
+    home.drive(ScriptedEvaluator(noise=noisy))
+    assert len(home.repeats) == run
+    assert home.search.state is JobState.COMPLETED
+
+
+def test_nothing_is_repeated_after_the_hours(house: Callable[..., House]) -> None:
+    home = house(max_candidates=2, max_hours=1.0, repeats=TWICE)
+
+    def too_late() -> None:
+        home.clock.advance(3600)
+
+    home.drive(ScriptedEvaluator(before_poll=too_late))
+    assert home.repeats == []
+
+
+def test_a_repeat_that_fails_is_not_tried_again_and_changes_nothing_of_its_candidate(
+    house: Callable[..., House],
+) -> None:
+    home = house(kind="exhaustive", max_candidates=2, repeats=TWICE)
+    first, second = digests_of(home)[:2]
+    evaluator = ScriptedEvaluator(repeats={first: (FAIL,), second: (LOSE,)}, noise=noisy)
+    home.drive(evaluator)
+    assert home.search.state is JobState.COMPLETED
+    assert [(number, state) for number, _, state, _ in home.repeats] == [
+        (0, RunState.FAILED),
+        (1, RunState.COMPLETED),
+    ]
+    assert [(c.state, c.error) for c in home.candidates] == [(RunState.COMPLETED, None)] * 2
+    assert home.candidates[1].repeats[0].attempts == 2
+
+
+def test_with_halving_only_those_that_ended_are_repeated_and_to_the_end(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive", max_candidates=8, halving=HALVING, deterministic=True, repeats=TWICE)
+    evaluator = ScriptedEvaluator(noise=noisy)
+    home.drive(evaluator)
+    assert Counter(c.state for c in home.candidates if c.repeats) == {RunState.COMPLETED: 2}
+    assert {task.until for task in evaluator.submitted if task.seed} == {None}
+    assert {c.state for c in home.candidates if not c.repeats} == {RunState.STOPPED}
+
+
+def test_cancelling_ends_repeats_and_leaves_their_candidates(house: Callable[..., House]) -> None:
+    home = house(max_candidates=3, repeats=RepeatsRequest(candidates=3, seeds=4))
+
+    def cancel() -> None:
+        if home.search.progress.repeats and home.search.state is JobState.RUNNING:
+            home.store.cancel_search(home.id)
+
+    home.drive(ScriptedEvaluator(before_poll=cancel, noise=noisy))
+    assert home.search.state is JobState.CANCELLED
+    assert {c.state for c in home.candidates} == {RunState.COMPLETED}
+    assert {state for _, _, state, _ in home.repeats} == {RunState.CANCELLED}
+    assert home.num_artifacts == 0
+
+
 # --- what goes wrong with a candidate -------------------------------------------------------------------------------
 
 
@@ -451,7 +638,7 @@ def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable
 # --- interruptions at every point -----------------------------------------------------------------------------------
 
 WRITES = (
-    *("save_preparation", "add_candidates", "start_run", "record"),
+    *("save_preparation", "add_candidates", "add_repeats", "start_run", "record"),
     *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim"),
 )
 
@@ -501,30 +688,40 @@ def assert_nothing_lost_or_doubled(home: House, evaluators: Sequence[ScriptedEva
         assert candidate.reached is not None
         seen = RUNGS.index(candidate.reached) + 1
         assert len(candidate.measurements) == len(set(candidate.measurements)) == 2 * seen
+        for run in candidate.repeats:
+            assert run.state is RunState.COMPLETED
+            assert len(run.measurements) == len(set(run.measurements)) == 2 * len(RUNGS)
+        assert len({run.seed for run in candidate.runs}) == len(candidate.runs)
         if home.search.request.strategy.halving is not None:
             continue  # a candidate is submitted once for each rung
         assert seen == len(RUNGS)
-        times = sum(task.run_id == candidate.run_id for evaluator in evaluators for task in evaluator.submitted)
-        assert candidate.attempts <= times <= len(evaluators)
+        for run in candidate.runs:
+            times = sum(task.run_id == run.run_id for evaluator in evaluators for task in evaluator.submitted)
+            assert run.attempts <= times <= len(evaluators)
 
 
-@pytest.mark.parametrize("halving", [None, HALVING])
+@pytest.mark.parametrize(("halving", "repeats"), [(None, None), (HALVING, None), (None, TWICE)])
 def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_same(
-    sqlite_url: str, halving: HalvingRequest | None
+    sqlite_url: str, halving: HalvingRequest | None, repeats: RepeatsRequest | None
 ) -> None:
     """Exhaustive over the writes of a search; the second driver has other timing and another number of slots."""
-    new = submission(ratios=(0.5, 0.7), max_candidates=2, deterministic=True, max_parallel=2, halving=halving)
+    wishes: dict[str, Any] = {"halving": halving, "repeats": repeats}
+    ratios = (0.5,) if repeats else (0.5, 0.7)
+    new = submission(ratios=ratios, max_candidates=2, deterministic=True, max_parallel=2, **wishes)
     undisturbed = House(sqlite_url, new)
-    undisturbed.drive(ScriptedEvaluator(slots=3))
+    undisturbed.drive(ScriptedEvaluator(slots=3, noise=noisy))
+    assert bool(undisturbed.repeats) == bool(repeats)
     for at in range(10_000):
         home = House(sqlite_url, new)
-        first, second = ScriptedEvaluator(slots=2, seed=at), ScriptedEvaluator(slots=3, seed=at + 1)
+        first = ScriptedEvaluator(slots=2, seed=at, noise=noisy)
+        second = ScriptedEvaluator(slots=3, seed=at + 1, noise=noisy)
         if not drive_until_killed(home, first, at=at):
             break
-        finished = {c.run_id for c in home.candidates if c.state.is_final}
+        finished = {run.run_id for c in home.candidates for run in c.runs if run.state.is_final}
         if not home.search.state.is_final:  # else only the sweeping up was left
             home.drive(second)
         assert home.rows == undisturbed.rows
+        assert home.repeats == undisturbed.repeats
         assert_nothing_lost_or_doubled(home, [first, second])
         assert finished.isdisjoint(task.run_id for task in second.submitted)
     assert at > 20, "the search has more writes than that"
@@ -534,13 +731,14 @@ def test_whatever_write_a_driver_dies_at_the_deterministic_leaderboard_is_the_sa
     kills=st.lists(st.integers(0, 25), max_size=5),
     seed=st.integers(0, 99),
     halving=st.sampled_from([None, HALVING, HalvingRequest(reduction_factor=3)]),
+    repeats=st.sampled_from([None, TWICE]),
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_however_often_a_driver_dies_nothing_is_lost_or_doubled(
-    sqlite_url: str, kills: list[int], seed: int, halving: HalvingRequest | None
+    sqlite_url: str, kills: list[int], seed: int, halving: HalvingRequest | None, repeats: RepeatsRequest | None
 ) -> None:
-    home = House(sqlite_url, submission(ratios=(0.5, 0.7), max_candidates=3, halving=halving))
-    evaluators = [ScriptedEvaluator(slots=3, seed=seed + step) for step in range(len(kills) + 1)]
+    home = House(sqlite_url, submission(ratios=(0.5, 0.7), max_candidates=3, halving=halving, repeats=repeats))
+    evaluators = [ScriptedEvaluator(slots=3, seed=seed + step, noise=noisy) for step in range(len(kills) + 1)]
     for evaluator, at in zip(evaluators, kills, strict=False):
         if not drive_until_killed(home, evaluator, at=at):
             break

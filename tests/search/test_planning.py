@@ -351,6 +351,22 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
     assert cost.targets_pay_from == beside.targets_pay_from == fewest
 
 
+@pytest.mark.parametrize(
+    ("max_candidates", "repeats", "most"),
+    [(6, {"candidates": 3, "seeds": 4}, 2 * 9), (2, {"candidates": 3, "seeds": 4}, 2 * 6), (1, {}, 0), (6, None, 0)],
+)
+def test_repeats_cost_what_as_many_candidates_would(roots: Path, max_candidates: int, repeats: Any, most: int) -> None:
+    strategy = BODY["strategy"] | {"max_candidates": max_candidates}
+    once = estimate_cost(make_plan(roots, strategy=strategy))
+    cost = estimate_cost(make_plan(roots, strategy=strategy | {"repeats": repeats}))
+    assert cost.num_candidates == once.num_candidates == 2 * max_candidates
+    assert cost.num_repeats == most
+    share = 1 + most / cost.num_candidates
+    assert cost.distillation_tokens == share * once.distillation_tokens
+    assert cost.evaluation_tokens == share * once.evaluation_tokens
+    assert cost.flops > once.flops or not most
+
+
 def test_a_limit_of_tokens_bounds_the_cost(roots: Path) -> None:
     free, limited = make_plan(roots), make_plan(roots, limits={"max_tokens": 6 * 64})
     assert estimate_cost(free).distillation_tokens == 12 * 64

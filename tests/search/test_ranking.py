@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search.objectives import Objectives
 from search.ranking import kendall_tau, rank
 from search.records import CandidateRecord, Measurement, RunState
 from tests.support.architectures import llama
+from tests.support.repeated import repeated
 
 SCORES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12)
 
@@ -69,6 +71,14 @@ def test_what_has_not_completed_has_no_rank_even_with_a_loss_measured() -> None:
     running = candidate(1, loss=1.5, state=RunState.RUNNING)
     ranked = rank([running, candidate(2, loss=2.0), failed])
     assert [(entry.rank, entry.candidate.number) for entry in ranked] == [(1, 2), (None, 0), (None, 1)]
+
+
+def test_where_candidates_were_repeated_the_mean_over_seeds_ranks_and_is_on_the_front() -> None:
+    lucky, steady = repeated(0, {0: 2.0, 1: 2.4}), repeated(1, {0: 2.1, 1: 2.1})
+    ranked = rank([lucky, steady, candidate(2, loss=3.0)])
+    assert [entry.candidate.number for entry in ranked] == [1, 0, 2]
+    assert [entry.certainty and entry.certainty.runs for entry in ranked] == [2, 2, 1]
+    assert Objectives().shown.front([lucky, steady]) == [steady]
 
 
 @given(st.data())

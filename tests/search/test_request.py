@@ -19,6 +19,7 @@ from search.request import (
     ImportanceRequest,
     LimitsRequest,
     Range,
+    RepeatsRequest,
     SearchRequest,
     SpaceRequest,
     StrategyRequest,
@@ -197,10 +198,15 @@ def test_an_unknown_field_is_refused_wherever_it_stands(where: tuple[str | int, 
         (StrategyRequest, {"objectives": ("loss", "parameters", "parameters")}, "objectives"),
         (StrategyRequest, {"objectives": ("loss", SPEED), "deterministic": True}, "objectives"),
         (HalvingRequest, {"reduction_factor": 1}, "reduction_factor"),
+        (RepeatsRequest, {"candidates": 1}, "candidates"),
+        (RepeatsRequest, {"seeds": 1}, "seeds"),
+        (RepeatsRequest, {"confidence": 0.5}, "confidence"),
+        (RepeatsRequest, {"confidence": 1.0}, "confidence"),
         (StrategyRequest, {"rungs": (0.5,)}, "rungs"),
         (StrategyRequest, {"rungs": (0.5, 0.5, 1.0)}, "rungs"),
         (StrategyRequest, {"rungs": (0.0, 1.0)}, "rungs"),
         (LimitsRequest, {"max_parallel": 0}, "max_parallel"),
+        (LimitsRequest, {"max_hours": 0.0}, "max_hours"),
         (LatencyRequest, {"repeats": 0}, "repeats"),
         (LatencyRequest, {"batch_size": 0}, "batch_size"),
         (EvaluationRequest, {"task_items": 0}, "task_items"),
@@ -319,6 +325,14 @@ def test_random_scores_take_a_seed() -> None:
 )
 def test_a_task_is_named_by_the_last_part_of_its_path(path: str, name: str) -> None:
     assert task_name(path) == name
+
+
+def test_a_deterministic_search_has_no_limit_of_hours() -> None:
+    request = from_json(SearchRequest, SMALLEST | {"limits": {"max_hours": 1.5}})
+    assert request.limits.max_hours == 1.5
+    with pytest.raises(InvalidRequest, match=r"limits\.max_tokens") as raised:
+        replace(request, strategy=StrategyRequest(deterministic=True))
+    assert raised.value.where == ("limits.max_hours",)
 
 
 def test_a_limit_of_tokens_holds_a_candidate() -> None:

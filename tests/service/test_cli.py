@@ -207,6 +207,25 @@ def test_a_leaderboard_ranks_and_names_units(espalier: Shell, ended: tuple[str, 
     assert len(espalier.json("leaderboard", search_id, "--state", "failed")["items"]) == 1
 
 
+def test_a_leaderboard_says_how_sure_it_is(espalier: Shell, served: Served, request_file: Path) -> None:
+    search_id = espalier.json("submit", request_file)["id"]
+    driver = HandDriver(served)
+    driver.take()
+    first, second, once = driver.propose(3)
+    for candidate, losses in ((first, (2.0, 3.0)), (second, (2.05, 3.05)), (once, (9.0,))):
+        driver.complete(candidate, losses[0])
+        for seed, loss in enumerate(losses[1:], start=1):
+            driver.repeat(candidate, seed, loss)
+    lines = espalier.lines("leaderboard", search_id)
+    place = next(at for at, line in enumerate(lines) if "seeds" in line)
+    assert lines[place].split() == ["#", "candidate", "seeds", "loss", "test", "best"]
+    rows = [[word for word in line.split() if word != "*"] for line in lines[place + 1 :]]
+    assert ["1", first.id, "2", "2.5000", "±", "0.7071", "2.5100", "100%"] in rows
+    assert ["2", second.id, "2", "2.5500", "±", "0.7071", "2.5600", "0%"] in rows
+    assert ["3", once.id, "1", "9.5000", "9.0100", "0%"] in rows
+    assert "2 runs with other seeds" in "\n".join(espalier.lines("show", search_id))
+
+
 def test_a_leaderboard_shows_what_else_was_measured(espalier: Shell, served: Served, request_file: Path) -> None:
     search_id = espalier.json("submit", request_file)["id"]
     driver = HandDriver(served)

@@ -38,12 +38,15 @@ class ScriptedEvaluator(Evaluator):
     """Runs nothing; tells of runs that follow a script, in an order drawn from `seed`.
 
     `script` maps a candidate's architecture digest to what becomes of each of its attempts, e.g. ``(LOSE, LOSE)``;
-    None and attempts beyond it complete.
+    None and attempts beyond it complete. Runs with other seeds than the search's own do what `repeats` says likewise.
     """
 
     slots: int = 2
     seed: int = 0
     script: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    repeats: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    #: What a seed adds to an architecture's loss.
+    noise: Callable[[Architecture, int], float] = lambda architecture, seed: 0.0
     #: Where runs are kept at their rungs; None: nowhere.
     artifacts: ArtifactStore | None = None
     #: Called before each poll, to make things happen in between.
@@ -71,10 +74,12 @@ class ScriptedEvaluator(Evaluator):
         assert task.run_id not in self._running
         assert len(self._running) < self.slots
         attempt = sum(earlier.run_id == task.run_id for earlier in self.submitted)
-        outcomes = self.script.get(task.architecture.digest, ())
+        script = self.script if task.seed == task.search.request.strategy.seed else self.repeats
+        outcomes = script.get(task.architecture.digest, ())
         self.submitted.append(task)
         outcome = outcomes[attempt] if attempt < len(outcomes) else None
-        self._running[task.run_id] = _run(task, outcome, self.artifacts)
+        final = scripted_loss(task.architecture) + self.noise(task.architecture, task.seed)
+        self._running[task.run_id] = _run(task, outcome, final, self.artifacts)
         self.most_at_once = max(self.most_at_once, len(self._running))
 
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
@@ -93,10 +98,11 @@ class ScriptedEvaluator(Evaluator):
         self.cancel_all()
 
 
-def _run(task: EvaluationTask, outcome: str | None, artifacts: ArtifactStore | None) -> Iterator[EvaluationEvent]:
+def _run(
+    task: EvaluationTask, outcome: str | None, final: float, artifacts: ArtifactStore | None
+) -> Iterator[EvaluationEvent]:
     run_id = task.run_id
     yield RunStarted(run_id, "scripted")
-    final = scripted_loss(task.architecture)
     if task.partial is not None:
         assert artifacts is not None
         artifacts.open(task.partial.artifact).close()  # it is there

@@ -106,9 +106,9 @@ class Home:
         """A worker's, of a prepared search."""
         return Workbench.load(search, model_roots=[self.models], artifacts=self.artifacts)
 
-    def distilled(self, search: SearchRecord, *, index: int = 0) -> CandidateRecord:
+    def distilled(self, search: SearchRecord, *, index: int = 0, seed: int = 0) -> CandidateRecord:
         """The `index`-th point of a prepared search's first budget, evaluated."""
-        task = task_for(search, index=index)
+        task = replace(task_for(search, index=index), seed=seed)
         rungs, result = run(self.bench(search), task)
         return completed(task, result, tuple(m for rung in rungs for m in rung))
 

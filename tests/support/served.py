@@ -149,6 +149,11 @@ class HandDriver:
         self.measure(candidate, 1024, validation_loss=loss, test_loss=loss + 0.01, validation_kl=loss / 2)
         self.served.store.finish_run(self._lease, candidate.run_id, self._result(candidate))
 
+    def repeat(self, candidate: CandidateRecord, seed: int, loss: float) -> None:
+        """Run a completed candidate with another seed."""
+        [repeated] = self.served.store.add_repeats(self._lease, [(candidate.id, seed)])
+        self.complete(replace(candidate, run_id=repeated.repeats[-1].run_id), loss)
+
     def fail(self, candidate: CandidateRecord, reason: str) -> None:
         """Run a candidate until it diverges."""
         self.start(candidate)

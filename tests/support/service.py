@@ -83,6 +83,11 @@ class DriverHand:
             lease, candidate.run_id, replace(make_result(candidate.parameters), selection_artifact=selection)
         )
 
+    def repeat(self, lease: Lease, candidate: CandidateRecord, *, seed: int, loss: float) -> None:
+        """See a completed candidate through with another seed."""
+        [repeated] = self.store.add_repeats(lease, [(candidate.id, seed)])
+        self.complete(lease, replace(candidate, run_id=repeated.repeats[-1].run_id), loss=loss)
+
     def fail(self, lease: Lease, candidate: CandidateRecord, reason: str) -> None:
         """A candidate that diverged at once."""
         self.store.start_run(lease, candidate.run_id, worker="hand")

@@ -12,6 +12,7 @@ from search.request import (
     BudgetRequest,
     HalvingRequest,
     LimitsRequest,
+    RepeatsRequest,
     SearchRequest,
     StrategyKind,
     StrategyRequest,
@@ -39,8 +40,10 @@ def submission(
     deterministic: bool = False,
     kind: StrategyKind = "tpe",
     halving: HalvingRequest | None = None,
+    repeats: RepeatsRequest | None = None,
     max_tokens: int | None = None,
     objectives: tuple[str, ...] = ("loss",),
+    max_hours: float | None = None,
 ) -> NewSearch:
     """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
@@ -55,8 +58,9 @@ def submission(
             rungs=(0.25, 0.5, 1.0),
             halving=halving,
             objectives=objectives,
+            repeats=repeats,
         ),
-        limits=LimitsRequest(max_parallel=max_parallel, max_tokens=max_tokens),
+        limits=LimitsRequest(max_parallel=max_parallel, max_tokens=max_tokens, max_hours=max_hours),
     )
     count = parameters(TEACHER)
     return NewSearch(

@@ -71,9 +71,16 @@ class LockedSearch:
 
     # --- runs
 
+    def candidate(self, candidate_id: str) -> CandidateRecord:
+        """One of its candidates. Raises NotFound."""
+        candidate = queries.get_candidate(self.connection, candidate_id)
+        if candidate.search_id != self.id:
+            raise NotFound("candidate", candidate_id)
+        return candidate
+
     def run(self, run_id: str) -> CandidateRecord:
-        """The candidate of one of its runs, without measurements. Raises NotFound."""
-        return queries.candidate_of_run(self.connection, self.id, run_id)
+        """One of its runs, as a candidate that has no other, without measurements. Raises NotFound."""
+        return queries.run_of(self.connection, self.id, run_id)
 
     def run_in(self, state: RunState, run_id: str, *, verb: str) -> CandidateRecord:
         """The same, of a run that must be in `state`.
@@ -87,10 +94,8 @@ class LockedSearch:
         return candidate
 
     def runs_in(self, *states: RunState) -> list[CandidateRecord]:
-        """The candidates whose runs are in one of `states`, by number, without measurements."""
-        return queries.candidates_without_measurements(
-            self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states)
-        )
+        """Those in one of `states`, likewise, by their candidates' numbers."""
+        return queries.runs_where(self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states))
 
     def move_run(self, candidate: CandidateRecord, to: RunState, *, reason: str | None = None, **values: Any) -> None:
         """Change a run's state along the table of legal transitions; close its attempt where it was running.
@@ -111,11 +116,18 @@ class LockedSearch:
         """RUNNING runs become PENDING: whoever ran them is gone."""
         for candidate in self.runs_in(RunState.RUNNING):
             self.move_run(candidate, RunState.PENDING, reason=reason)
-            self.append_candidate("candidate.requeued", candidate, reason=reason)
+            self.append_run("requeued", candidate, reason=reason)
 
     def append_candidate(self, kind: str, candidate: CandidateRecord, **data: Any) -> None:
         """Append an event of a candidate."""
         self.append(kind, candidate_id=candidate.id, number=candidate.number, **data)
+
+    def append_run(self, what: str, run: CandidateRecord, **data: Any) -> None:
+        """Append an event of a run: of its candidate where it is the first, else of a repeat, with its seed."""
+        if run.repeat:
+            self.append_candidate(f"repeat.{what}", run, seed=run.seed, **data)
+        else:
+            self.append_candidate(f"candidate.{what}", run, **data)
 
     # --- artifacts
 

@@ -1,8 +1,9 @@
 """Reading: from rows to records. The number of statements never depends on the number of rows."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_, type_coerce
@@ -17,6 +18,7 @@ from search.records import (
     JobState,
     Measurement,
     Progress,
+    RunRecord,
     RunState,
     SearchRecord,
 )
@@ -123,18 +125,19 @@ def _budgets(connection: Connection, search_ids: Sequence[str]) -> dict[str, lis
 
 def progress(connection: Connection, search_ids: Sequence[str]) -> dict[str, Progress]:
     """How far each search is, counted by the database."""
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    is_repeat = runs.c.repeat > 0
     counted = (
-        select(searches.c.id, searches.c.planned, runs.c.state, func.count(runs.c.id).label("runs"))
+        select(searches.c.id, searches.c.planned, runs.c.state, is_repeat, func.count(runs.c.id).label("runs"))
         .outerjoin(candidates, candidates.c.search_id == searches.c.id)
         .outerjoin(runs, runs.c.candidate_id == candidates.c.id)
         .where(searches.c.id.in_(search_ids))
-        .group_by(searches.c.id, searches.c.planned, runs.c.state)
+        .group_by(searches.c.id, searches.c.planned, runs.c.state, is_repeat)
     )
-    for row in connection.execute(counted):
-        counts[row.id]["planned"] = row.planned
-        if row.state is not None:
-            counts[row.id][row.state.value] = row.runs
+    for search_id, planned, state, repeats, number in connection.execute(counted):
+        counts[search_id]["planned"] = planned
+        if state is not None:
+            counts[search_id]["repeats" if repeats else state.value] += number
     return {search_id: Progress(**of_search) for search_id, of_search in counts.items()}
 
 
@@ -148,7 +151,7 @@ def _candidates() -> Select[Any]:
         attempts.c.number == runs.c.num_attempts,
         runs.c.state != RunState.PENDING,
     )
-    run = (runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error)
+    run = (runs.c.repeat, runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error)
     left = (runs.c.partial, runs.c.result)
     return (
         select(candidates, runs.c.id.label("run_id"), *run, *left, attempts.c.worker, attempts.c.started_at)
@@ -157,7 +160,27 @@ def _candidates() -> Select[Any]:
     )
 
 
-def _candidate_record(row: Row[Any], measured: Iterable[Measurement] = ()) -> CandidateRecord:
+def _run(row: Row[Any], measured: Iterable[Measurement]) -> dict[str, Any]:
+    """What a row says of a run."""
+    return {
+        "run_id": row.run_id,
+        "repeat": row.repeat,
+        "seed": row.seed,
+        "state": row.state,
+        "attempts": row.num_attempts,
+        "worker": row.worker,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "error": row.error,
+        "partial": row.partial,
+        "result": row.result,
+        "measurements": tuple(measured),
+    }
+
+
+def _candidate_record(
+    row: Row[Any], measured: Iterable[Measurement] = (), repeats: Iterable[RunRecord] = ()
+) -> CandidateRecord:
     return CandidateRecord(
         id=row.id,
         search_id=row.search_id,
@@ -166,40 +189,48 @@ def _candidate_record(row: Row[Any], measured: Iterable[Measurement] = ()) -> Ca
         architecture=row.architecture,
         parameters=row.parameters,
         non_embedding_parameters=row.non_embedding_parameters,
-        run_id=row.run_id,
-        seed=row.seed,
-        state=row.state,
-        attempts=row.num_attempts,
         created_at=row.created_at,
-        worker=row.worker,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        error=row.error,
-        partial=row.partial,
-        result=row.result,
-        measurements=tuple(measured),
+        **_run(row, measured),
+        repeats=tuple(repeats),
     )
 
 
-def candidates_without_measurements(connection: Connection, *where: ColumnElement[bool]) -> list[CandidateRecord]:
-    """Those that match, by number; one statement."""
-    rows = connection.execute(_candidates().where(*where).order_by(candidates.c.number))
+def _in_order(statement: Select[Any]) -> Select[Any]:
+    return statement.order_by(candidates.c.number, candidates.c.id, runs.c.repeat)
+
+
+def runs_where(connection: Connection, *where: ColumnElement[bool]) -> list[CandidateRecord]:
+    """The runs that match, by their candidates' numbers, each as a candidate of this one run; without measurements.
+    One statement."""
+    rows = connection.execute(_in_order(_candidates().where(*where)))
     return [_candidate_record(row) for row in rows]
 
 
-def candidate_of_run(connection: Connection, search_id: str, run_id: str) -> CandidateRecord:
-    """The candidate of one of the search's runs, without measurements. Raises NotFound."""
-    found = candidates_without_measurements(connection, candidates.c.search_id == search_id, runs.c.id == run_id)
+def run_of(connection: Connection, search_id: str, run_id: str) -> CandidateRecord:
+    """One of a search's runs, likewise. Raises NotFound."""
+    found = runs_where(connection, candidates.c.search_id == search_id, runs.c.id == run_id)
     if not found:
         raise NotFound("run", run_id)
     return found[0]
 
 
+def loss_of(connection: Connection, run_id: str) -> float | None:
+    """The last validation loss of a run; None before the first."""
+    measured = measurements.c.run_id == run_id, measurements.c.metric == "validation_loss"
+    last = select(measurements.c.value).where(*measured).order_by(measurements.c.tokens.desc()).limit(1)
+    return connection.scalar(last)
+
+
 def candidates_where(connection: Connection, where: ColumnElement[bool]) -> list[CandidateRecord]:
-    """Those that match, by number, with their measurements; two statements."""
-    rows = connection.execute(_candidates().where(where).order_by(candidates.c.number)).all()
+    """The candidates that match, by number, with all their runs and measurements; two statements."""
+    rows = connection.execute(_in_order(_candidates().where(where))).all()
     measured = _measurements(connection, where)
-    return [_candidate_record(row, measured[row.run_id]) for row in rows]
+    found = []
+    for _, of_candidate in groupby(rows, key=lambda row: row.id):
+        first, *others = of_candidate
+        repeats = (RunRecord(**_run(row, measured[row.run_id])) for row in others)
+        found.append(_candidate_record(first, measured[first.run_id], repeats))
+    return found
 
 
 def candidates_of(connection: Connection, search_id: str) -> list[CandidateRecord]:

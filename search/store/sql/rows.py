@@ -1,4 +1,4 @@
-"""Rows of candidates: new ones, promoted ones, and what was measured of them."""
+"""Rows of candidates: new ones, promoted ones, repeated ones, and what was measured of them."""
 
 import secrets
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import asdict
 from sqlalchemy import Connection, insert, select
 
 from search.counting import non_embedding_parameters
+from search.errors import IllegalTransition
 from search.records import CandidateRecord, Measurement, Proposal, RunState
 from search.store.sql import queries
 from search.store.sql.locked import LockedSearch
@@ -30,11 +31,11 @@ def add(search: LockedSearch, proposals: Sequence[Proposal]) -> list[CandidateRe
         if proposal.architecture.digest not in taken:
             taken.add(proposal.architecture.digest)
             added.append(_insert(search, proposal, seed=seed))
-    records = queries.candidates_without_measurements(search.connection, candidates.c.id.in_(added))
+    records = queries.runs_where(search.connection, candidates.c.id.in_(added))
     progress = search.progress()
     for record in records:
-        search.append_candidate(
-            "candidate.proposed",
+        search.append_run(
+            "proposed",
             record,
             budget_index=record.budget_index,
             axes=record.architecture.axes,
@@ -51,8 +52,23 @@ def promote(search: LockedSearch, run_ids: Sequence[str]) -> list[CandidateRecor
     found = {each.run_id: each for each in queries.candidates_where(search.connection, runs.c.id.in_(run_ids))}
     promoted = [found[run_id] for run_id in run_ids]
     for candidate in promoted:
-        search.append_candidate("candidate.promoted", candidate, tokens=candidate.reached, progress=search.progress())
+        search.append_run("promoted", candidate, tokens=candidate.reached, progress=search.progress())
     return promoted
+
+
+def repeat(search: LockedSearch, repeats: Sequence[tuple[str, int]]) -> list[CandidateRecord]:
+    """One more run of each candidate, with a seed that it has not run with."""
+    repeated = []
+    for candidate_id, seed in repeats:
+        candidate = search.candidate(candidate_id)
+        if candidate.state is not RunState.COMPLETED:
+            legal = [RunState.COMPLETED.value]
+            raise IllegalTransition("candidate", candidate_id, state=candidate.state.value, verb="repeat", legal=legal)
+        if seed not in {run.seed for run in candidate.runs}:
+            run_id = _insert_run(search, candidate_id, repeat=len(candidate.runs), seed=seed)
+            search.append_run("proposed", search.run(run_id), progress=search.progress())
+            repeated.append(search.candidate(candidate_id))
+    return repeated
 
 
 def _insert(search: LockedSearch, proposal: Proposal, *, seed: int) -> str:
@@ -66,9 +82,15 @@ def _insert(search: LockedSearch, proposal: Proposal, *, seed: int) -> str:
         "created_at": search.now,
     }
     search.connection.execute(insert(candidates).values(row))
-    run = {"id": new_id("r"), "candidate_id": candidate_id, "seed": seed}
-    search.connection.execute(insert(runs).values(run | {"state": RunState.PENDING, "num_attempts": 0}))
+    _insert_run(search, candidate_id, repeat=0, seed=seed)
     return candidate_id
+
+
+def _insert_run(search: LockedSearch, candidate_id: str, *, repeat: int, seed: int) -> str:
+    run_id = new_id("r")
+    run = {"id": run_id, "candidate_id": candidate_id, "repeat": repeat, "seed": seed}
+    search.connection.execute(insert(runs).values(run | {"state": RunState.PENDING, "num_attempts": 0}))
+    return run_id
 
 
 def insert_measurements(connection: Connection, run_id: str, measured: Sequence[Measurement]) -> Sequence[Measurement]:

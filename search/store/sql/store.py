@@ -296,6 +296,10 @@ class SqlStore(Store):
         with self._leased(lease) as search:
             return (*rows.promote(search, promoted), *rows.add(search, proposals))
 
+    def add_repeats(self, lease: Lease, repeats: Sequence[tuple[str, int]]) -> Sequence[CandidateRecord]:
+        with self._leased(lease) as search:
+            return rows.repeat(search, repeats)
+
     def start_run(self, lease: Lease, run_id: str, *, worker: str) -> None:
         with self._leased(lease) as search:
             candidate = search.run(run_id)
@@ -307,8 +311,8 @@ class SqlStore(Store):
             again = and_(measurements.c.run_id == run_id, measurements.c.tokens > done)
             search.connection.execute(delete(measurements).where(again))
             goes_on = {"from_tokens": done} if candidate.partial else {}
-            search.append_candidate(
-                "candidate.running", candidate, worker=worker, attempt=number, **goes_on, progress=search.progress()
+            search.append_run(
+                "running", candidate, worker=worker, attempt=number, **goes_on, progress=search.progress()
             )
 
     def record(
@@ -325,13 +329,13 @@ class SqlStore(Store):
             new = rows.insert_measurements(search.connection, run_id, measurements)
             for tokens, of_rung in groupby(new, key=lambda measurement: measurement.tokens):
                 metrics = {measurement.metric: measurement.value for measurement in of_rung}
-                search.append_candidate("candidate.measured", candidate, tokens=tokens, metrics=metrics)
+                search.append_run("measured", candidate, tokens=tokens, metrics=metrics)
             if partial is not None:
                 search.connection.execute(update(runs).where(runs.c.id == run_id).values(partial=partial))
                 search.refer(partial=[partial.artifact])
             if pauses:
                 search.move_run(candidate, RunState.PAUSED)
-                search.append_candidate("candidate.paused", candidate, progress=search.progress())
+                search.append_run("paused", candidate, progress=search.progress())
 
     def reclaim(self, search_id: str) -> Sequence[str]:
         with self._locked(search_id) as search:
@@ -347,21 +351,21 @@ class SqlStore(Store):
             candidate = search.run(run_id)
             search.move_run(candidate, RunState.COMPLETED, result=result)
             search.refer(selection=[result.selection_artifact], checkpoint=[result.checkpoint_artifact])
-            loss = queries.get_candidate(search.connection, candidate.id).loss
-            search.append_candidate("candidate.completed", candidate, loss=loss, progress=search.progress())
+            loss = queries.loss_of(search.connection, run_id)
+            search.append_run("completed", candidate, loss=loss, progress=search.progress())
 
     def stop_paused(self, lease: Lease) -> None:
         with self._leased(lease) as search:
             for candidate in search.runs_in(RunState.PAUSED):
                 search.move_run(candidate, RunState.STOPPED)
-                search.append_candidate("candidate.stopped", candidate, progress=search.progress())
+                search.append_run("stopped", candidate, progress=search.progress())
 
     def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
         with self._leased(lease) as search:
             candidate, reason = search.run(run_id), _plain(reason)
             search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
-            kind = "candidate.requeued" if again else "candidate.failed"
-            search.append_candidate(kind, candidate, reason=reason, progress=search.progress())
+            what = "requeued" if again else "failed"
+            search.append_run(what, candidate, reason=reason, progress=search.progress())
 
 
 # --- jobs

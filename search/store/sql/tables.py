@@ -176,6 +176,8 @@ runs = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     _child_of("candidates", "candidate_id"),
+    # 0: the candidate's first run, from 1 on those with further seeds
+    Column("repeat", Integer, nullable=False, server_default="0"),
     Column("seed", BigInteger, nullable=False),
     Column("state", _state(RunState), nullable=False),
     Column("num_attempts", Integer, nullable=False),

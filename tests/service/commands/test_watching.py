@@ -65,7 +65,25 @@ def test_a_story_adds_up() -> None:
     assert board.teacher_loss == 1.5
     assert board.done == 2
     assert board.best == {0: (2.5, "c-0")}
-    assert {running.number: (running.tokens, running.loss) for running in board.running.values()} == {1: (250, 4.0)}
+    running = {each.name: (each.tokens, each.loss) for each in board.running.values()}
+    assert running == {"candidate 1": (250, 4.0)}
+
+
+def test_repeats_run_side_by_side_and_are_no_candidates() -> None:
+    again = {"candidate_id": "c-0", "number": 0}
+    story = [
+        event("repeat.proposed", **again, seed=1),
+        *(event("repeat.running", **again, seed=seed, worker="w/0") for seed in (1, 2)),
+        event("repeat.measured", **again, seed=2, tokens=500, metrics={"validation_loss": 2.0}),
+        event("repeat.completed", **again, seed=1, loss=1.0),
+    ]
+    board = told(*STORY, *story)
+    assert [each.name for each in board.running.values()] == ["candidate 1", "candidate 0, seed 2"]
+    assert (board.done, board.completed, board.best) == (2, {0: 1}, {0: (2.5, "c-0")})
+    lines = [describe(each, board) for each in story]
+    assert lines[0] == "01:02:03  candidate 0, seed 1: runs again, as it is among the best"
+    assert lines[3] == "01:02:03  candidate 0, seed 2: loss 2.0000 after 500 of 1,000 tokens"
+    assert None not in lines
 
 
 def test_a_better_candidate_takes_the_lead_and_a_worse_one_does_not() -> None:

@@ -15,10 +15,13 @@ Json = dict[str, Any]
 SORTS = (
     "rank",
     "loss",
+    "loss_mean",
+    "probability_best",
     "loss_before",
     "kl",
     "agreement",
     "test_loss",
+    "test_loss_mean",
     "parameters",
     "kv_cache_bytes_per_token",
     "flops_per_token",
@@ -98,6 +101,56 @@ def test_a_row_says_how_well_losses_are_known(client: TestClient, hand: DriverHa
     assert (row["loss_stderr"], row["test_loss_stderr"], row["agreement"]) == (0.01, 0.02, 0.5)
     # the perplexity moves by as much, to first order, when the loss moves by its error
     assert row["perplexity_stderr"] == pytest.approx(math.exp(2.005) - math.exp(1.995), rel=1e-4)
+
+
+def test_of_candidates_that_ran_once_nobody_knows_how_sure_their_order_is(client: TestClient, busy: str) -> None:
+    rows = board(client, busy)["items"]
+    assert [(row["runs"], row["loss_mean"]) for row in rows] == [(1, 2.1), (1, 2.2), (1, 2.3), *[(0, None)] * 3]
+    assert {(row["loss_std"], row["probability_best"], row["tied"]) for row in rows} == {(None, None, None)}
+
+
+def test_the_mean_over_seeds_ranks_and_what_cannot_be_told_from_the_first_is_tied(
+    client: TestClient, hand: DriverHand
+) -> None:
+    search_id = submit(client)
+    lease = hand.take()
+    candidates = hand.propose(lease, 0, 3)
+    for candidate, losses in zip(candidates, ((2.0, 2.4, 2.3), (2.1, 2.3, 2.2), (3.0, 3.3, 3.2)), strict=True):
+        hand.complete(lease, candidate, loss=losses[0])
+        for seed in (1, 2):
+            hand.repeat(lease, candidate, seed=seed, loss=losses[seed])
+    rows = board(client, search_id)["items"]
+    assert [(row["rank"], row["number"], row["tied"], row["runs"]) for row in rows] == [
+        (1, 1, True, 3),
+        (2, 0, True, 3),
+        (3, 2, False, 3),
+    ]
+    assert [row["loss_mean"] for row in rows] == pytest.approx([2.2, 6.7 / 3, 9.5 / 3])
+    assert rows[0]["loss_std"] == pytest.approx(0.1)
+    assert (rows[0]["loss"], rows[0]["test_loss"]) == (2.1, 2.11)
+    assert rows[0]["test_loss_mean"] == pytest.approx(2.21)
+    assert sum(row["probability_best"] for row in rows) == pytest.approx(1)
+    assert rows[0]["probability_best"] > rows[1]["probability_best"] > rows[2]["probability_best"]
+    best = client.get(f"/v1/searches/{search_id}/best").json()
+    assert best["candidate_id"] == candidates[1].id
+    assert best["repeats"] == [
+        {"seed": 1, "validation_loss": 2.3, "test_loss": 2.3 + 0.01},
+        {"seed": 2, "validation_loss": 2.2, "test_loss": 2.2 + 0.01},
+    ]
+    assert best["recipe"]["seed"] == 0
+    shown = client.get(f"/v1/candidates/{candidates[1].id}").json()
+    assert [(run["seed"], run["state"]) for run in shown["repeats"]] == [(1, "completed"), (2, "completed")]
+
+
+def test_how_sure_the_request_wants_to_be_decides_on_ties(client: TestClient, hand: DriverHand) -> None:
+    """The better one of the two is so with a probability of 0.85."""
+    for confidence, is_tied in ((0.95, True), (0.7, False)):
+        search_id = submit(client, strategy=BODY["strategy"] | {"repeats": {"confidence": confidence}})
+        lease = hand.take()
+        for candidate, losses in zip(hand.propose(lease, 0, 2), ((2.0, 3.0), (2.05, 3.15)), strict=True):
+            hand.complete(lease, candidate, loss=losses[0])
+            hand.repeat(lease, candidate, seed=1, loss=losses[1])
+        assert [row["tied"] for row in board(client, search_id)["items"]] == [is_tied] * 2
 
 
 def test_a_budgets_board_has_every_candidate_in_its_band(client: TestClient, hand: DriverHand) -> None:

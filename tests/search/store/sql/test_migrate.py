@@ -19,7 +19,7 @@ from search.errors import DatabaseNotCurrent, DatabaseUnavailable, InvalidInput
 from search.store.sql import SqlStore, migrate
 from search.store.sql.engine import for_writing, make_engine, parse_url
 from search.store.sql.tables import metadata
-from tests.contracts.store import new_search
+from tests.contracts.store import completed, new_search, running_search
 
 ROOT = Path(__file__).parents[4]
 
@@ -60,6 +60,19 @@ def test_a_new_database_is_made_with_its_folder_and_works(empty_database_url: st
     migrate.require_current(empty_database_url)
     store = SqlStore(empty_database_url)
     assert store.get_search(store.create_search(new_search()).id).request == new_search().request
+    store.close()
+
+
+def test_a_run_stored_before_runs_were_repeated_is_its_candidates_first(database_url: str) -> None:
+    store = SqlStore(database_url)
+    candidate = completed(store, running_search(store))
+    before = store.get_candidate(candidate.id)
+    with connected(database_url) as connection:  # as it was at 0002
+        connection.execute(text("ALTER TABLE runs DROP COLUMN repeat"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    migrate.upgrade(database_url)
+    assert store.get_candidate(candidate.id) == before
+    assert before.repeat == 0
     store.close()
 
 
@@ -106,10 +119,10 @@ def test_an_upgrade_that_fails_leaves_the_database_as_it_was(empty_database_url:
 
 def test_a_database_without_tables_is_not_current_and_the_error_says_what_to_run(empty_database_url: str) -> None:
     with pytest.raises(
-        DatabaseNotCurrent, match=r"expected .* 0002, found no tables\. Run `espalier migrate`"
+        DatabaseNotCurrent, match=r"expected .* 0003, found no tables\. Run `espalier migrate`"
     ) as raised:
         migrate.require_current(empty_database_url)
-    assert (raised.value.expected, raised.value.found) == ("0002", None)
+    assert (raised.value.expected, raised.value.found) == ("0003", None)
 
 
 def test_checking_creates_nothing(tmp_path: Path) -> None:

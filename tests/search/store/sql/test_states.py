@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ class Searches(RuleBasedStateMachine):
         self.held: Lease | None = None
         self.expired = False
         self.candidates: list[CandidateRecord] = []
+        self.repeats: list[CandidateRecord] = []
         self.runs: dict[str, RunState] = {}
 
     def teardown(self) -> None:
@@ -99,6 +101,18 @@ class Searches(RuleBasedStateMachine):
             self.runs[candidate.run_id] = RunState.PENDING
 
     @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        if not self.candidates:
+            return
+        candidate = data.draw(st.sampled_from(self.candidates))
+        seed = len(self.repeats) + 1
+        with self.some_lease(data) as lease, self.legal(self.runs[candidate.run_id] is RunState.COMPLETED):
+            [repeated] = self.store.add_repeats(lease, [(candidate.id, seed)])
+            run = repeated.repeats[-1]
+            self.repeats.append(replace(candidate, run_id=run.run_id, seed=run.seed))
+            self.runs[run.run_id] = RunState.PENDING
+
+    @rule(data=st.data())
     def start(self, data: st.DataObject) -> None:
         self._move(data, RunState.RUNNING, lambda lease, run: self.store.start_run(lease, run.run_id, worker="w"))
 
@@ -118,7 +132,7 @@ class Searches(RuleBasedStateMachine):
     def _move(self, data: st.DataObject, to: RunState, call: Callable[[Lease, CandidateRecord], None]) -> None:
         if not self.candidates:
             return
-        candidate = data.draw(st.sampled_from(self.candidates))
+        candidate = data.draw(st.sampled_from([*self.candidates, *self.repeats]))
         now = self.runs[candidate.run_id]
         with self.some_lease(data) as lease, self.legal(to in RUN_TRANSITIONS[now]):
             call(lease, candidate)
@@ -184,10 +198,11 @@ class Searches(RuleBasedStateMachine):
     def the_store_agrees_with_the_model(self) -> None:
         search = self.store.get_search(self.search_id)
         assert search.state is self.state
-        counts = Counter(state.value for state in self.runs.values())
+        counts = Counter(self.runs[candidate.run_id].value for candidate in self.candidates)
         assert {name: getattr(search.progress, name) for name in RunState} == {name: counts[name] for name in RunState}
-        stored = {candidate.run_id: candidate.state for candidate in self.store.candidates(self.search_id)}
-        assert stored == self.runs
+        assert search.progress.repeats == len(self.repeats)
+        stored = [run for candidate in self.store.candidates(self.search_id) for run in candidate.runs]
+        assert {run.run_id: run.state for run in stored} == self.runs
 
     @invariant()
     def the_history_has_no_gaps(self) -> None:

@@ -299,7 +299,7 @@ def of_regret(recorded: Recorded, results: Sequence[Result]) -> list[str]:
 
 
 def of_ratios(recorded: Recorded, results: Sequence[Result]) -> list[str]:
-    """Tokens that suffice for random's median regret, as a share of random's."""
+    """Tokens that suffice for random's median regret, as a share of random's limit."""
     reference, spread_of_seeds = results[0], noise(recorded, recorded.tokens) or 0.0
     limits = [limit_of(recorded, share) for share in GRID]
     rows = []
@@ -315,24 +315,16 @@ def of_ratios(recorded: Recorded, results: Sequence[Result]) -> list[str]:
                 "yes" if max(behind) > spread_of_seeds else "no",
             )
         )
-    return table(
-        (
-            "strategy | halving",
-            *(f"{share:.0%}" for share in GRID),
-            "a third everywhere",
-            "most behind random",
-            "beyond the noise",
-        ),
-        rows,
-    )
+    head = ("a third everywhere", "most behind random", f"beyond the noise, {thousandths(spread_of_seeds)}")
+    return table(("strategy | halving", *(f"{share:.0%}" for share in GRID), *head), rows)
 
 
 def ratio(result: Result, reference: Result, limit: int) -> float | None:
     """The fewest tokens with which a case's median regret is no more than the reference's at `limit`, as a share of
-    what that one spent; None where no limit up to the largest suffices."""
+    it; None where no limit up to the largest suffices. Of `limit`, since what is left of it is less than a run."""
     wanted = reference.median(limit)
     enough = [result.spent(each) for each in result.regrets if result.median(each) <= wanted]
-    return min(enough) / reference.spent(limit) if enough else None
+    return min(enough) / limit if enough else None
 
 
 def of_zero_shot(recorded: Recorded, results: Sequence[Result]) -> list[str]:
@@ -426,7 +418,7 @@ def report(
         yield from (f"## {name}: the table", "", *of_table(each))
         results.append([run_case(each, case) for case in shown(compared, name)])
         yield from (f"## {name}: regret", "", *of_regret(each, results[-1]))
-        yield from (f"## {name}: tokens for random's median regret, as a share of random's", "")
+        yield from (f"## {name}: tokens for random's median regret, as a share of random's limit", "")
         yield from of_ratios(each, results[-1])
         yield from (f"## {name}: at the zero-shot rule's cost", "")
         yield from of_zero_shot(each, results[-1])

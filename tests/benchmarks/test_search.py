@@ -102,7 +102,7 @@ def result(*, regrets: dict[int, float], spent: dict[int, float] | None = None) 
 
 
 def test_the_ratio_is_of_the_fewest_tokens_that_suffice() -> None:
-    reference = result(regrets={100: 0.5, 200: 0.3, 600: 0.1})
+    reference = result(regrets={100: 0.5, 200: 0.3, 600: 0.1}, spent={100: 90.0, 200: 200.0, 600: 600.0})
     other = result(regrets={100: 0.3, 200: 0.4, 600: 0.2}, spent={100: 120.0, 200: 200.0, 600: 300.0})
     assert ratio(other, reference, 100) == pytest.approx(1.2)
     assert ratio(other, reference, 200) == pytest.approx(0.6)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from search.certainty import Certainty, certainties
+from search.certainty import Certainty, certainties, mean_losses
 from search.records import CandidateRecord
 
 
@@ -46,8 +46,8 @@ def pareto_front(candidates: Sequence[CandidateRecord]) -> tuple[CandidateRecord
     One beats another when it is no worse in either and better in one; of two that are equal in both, both stay. Losses
     are those that `rank` orders by.
     """
-    known = certainties(candidates)
-    completed = [(c.parameters, known[c.id].loss_mean, c) for c in candidates if c.id in known]
+    means = mean_losses(candidates)
+    completed = [(c.parameters, means[c.id], c) for c in candidates if c.id in means]
     front: list[CandidateRecord] = []
     lowest: tuple[int, float] | None = None
     # By rising parameters: whoever beats a candidate came before it, so the lowest loss so far decides.

@@ -60,13 +60,12 @@ def certainties(candidates: Sequence[CandidateRecord], *, confidence: float = 0.
         candidates: those to be compared.
         confidence: a candidate is tied with the best unless it is worse with this probability; above a half.
     """
-    completed = sorted((c for c in candidates if c.loss is not None), key=lambda c: c.number)
+    completed = _completed(candidates)
     if not completed:
         return {}
     losses = [_losses(candidate) for candidate in completed]
     fit = _Fit(losses)
-    means = fit.means
-    draws = fit.draw(np.random.default_rng(0), _NUM_DRAWS)
+    means, draws = fit.means, fit.draw(np.random.default_rng(0), _NUM_DRAWS)
     best = min(range(len(completed)), key=lambda at: (means[at], completed[at].parameters, completed[at].number))
     probabilities = [None] * len(completed) if draws is None else _probabilities_best(draws)
     ties = [None] * len(completed) if draws is None else _tied(draws, best, 1 - confidence)
@@ -82,6 +81,18 @@ def certainties(candidates: Sequence[CandidateRecord], *, confidence: float = 0.
             completed, losses, means, probabilities, ties, strict=True
         )
     }
+
+
+def mean_losses(candidates: Sequence[CandidateRecord]) -> dict[str, float]:
+    """Every completed candidate's mean loss over the seeds, as in its `Certainty`, by its id."""
+    completed = _completed(candidates)
+    means = _Fit([_losses(candidate) for candidate in completed]).means if completed else []
+    return {candidate.id: mean for candidate, mean in zip(completed, means, strict=True)}
+
+
+def _completed(candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
+    """In an order that does not depend on how they were given: sums of floats would."""
+    return sorted((c for c in candidates if c.loss is not None), key=lambda c: c.number)
 
 
 def _losses(candidate: CandidateRecord) -> dict[int, float]:

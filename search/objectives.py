@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import cast
 
 from search.architecture import Architecture
-from search.certainty import certainties
+from search.certainty import mean_losses
 from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.pareto import Values, hypervolume, pareto_ranks
 from search.records import CandidateRecord, RunState, SearchRecord
@@ -110,9 +110,9 @@ class Objectives:
 
     def _settled(self, candidates: Sequence[CandidateRecord]) -> list[tuple[CandidateRecord, Values]]:
         """Those whose values are known, in the order given; losses are the means by which they are ranked."""
-        known = certainties(candidates)
+        means = mean_losses(candidates)
         found = ((each, self.final(each)) for each in candidates)
-        return [(each, (known[each.id].loss_mean, *values[1:])) for each, values in found if values is not None]
+        return [(each, (means[each.id], *values[1:])) for each, values in found if values is not None]
 
     def _range(self, name: str, search: SearchRecord) -> tuple[float, float] | None:
         """The best value and the worst that counts."""

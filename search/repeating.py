@@ -2,9 +2,9 @@
 
 In two stages: all candidates run once with the same seed, then the best of each budget with further seeds, in rounds:
 whoever has the fewest runs is next, of equals the better. All of a round have the same seed, and are compared within it
-(`search.certainty`). A budget is through as soon as its first candidate is the best with the probability asked for, or
-when its best have all their runs. Who is among the best is asked anew each time: one that loses its place gets no more
-runs, one that takes it gets them, until the budget has had as many as were to be expected.
+(`search.certainty`). A budget is through when, at the end of a round, its first candidate is the best with the
+probability asked for, or when its best have all their runs. Who is among the best is asked anew each time: one that
+loses its place gets no more runs, one that takes it gets them, until the budget has had as many as were to be expected.
 
 Decisions follow from what is stored alone.
 """
@@ -12,6 +12,7 @@ Decisions follow from what is stored alone.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from search.certainty import Certainty
 from search.ranking import rank
 from search.records import CandidateRecord
 from search.request import MAX_SEED, RepeatsRequest
@@ -47,10 +48,16 @@ def _finalists(board: Sequence[CandidateRecord], wanted: RepeatsRequest) -> list
     best = [each for each in rank(board) if each.certainty is not None][: wanted.candidates]
     if len(best) < 2:
         return []
-    assert best[0].certainty is not None
-    probability = best[0].certainty.probability_best
-    is_settled = probability is not None and probability >= wanted.confidence
-    return [] if is_settled else [each.candidate for each in best]
+    finalists = [each.candidate for each in best]
+    return [] if _is_settled(best[0].certainty, finalists, wanted) else finalists
+
+
+def _is_settled(first: Certainty | None, finalists: Sequence[CandidateRecord], wanted: RepeatsRequest) -> bool:
+    """Whether the first is the best with the probability asked for, when a round has ended: to look after every run
+    finds a lucky moment more often."""
+    rounds = {sum(run.state.is_final for run in candidate.runs) for candidate in finalists}
+    probability = first.probability_best if first else None
+    return len(rounds) == 1 and probability is not None and probability >= wanted.confidence
 
 
 def _next(

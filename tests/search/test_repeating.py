@@ -58,6 +58,15 @@ def test_nothing_is_left_when_the_winner_is_settled() -> None:
     assert chosen(board, wanted=surer) == [("candidate-0", 2)]
 
 
+def test_nothing_is_settled_before_a_round_has_ended() -> None:
+    wanted = RepeatsRequest(candidates=3, seeds=3)
+    board = [repeated(0, {0: 2.1, 1: 2.2}), repeated(1, {0: 2.5, 1: 2.65}), repeated(2, {0: 2.9})]
+    assert chosen(board, wanted=wanted) == [("candidate-2", 1)]
+    running = replace(board[0].repeats[0], run_id="running", state=RunState.RUNNING)
+    assert chosen([*board[:2], replace(board[2], repeats=(running,))], wanted=wanted) == [("candidate-0", 2)]
+    assert chosen([*board[:2], repeated(2, {0: 2.9, 1: 3.02})], wanted=wanted) == []
+
+
 def test_one_that_comes_among_the_best_later_runs_again_too() -> None:
     """The first two turn out worse than the third, which then has to show that it was not luck."""
     board = [repeated(0, {0: 2.10, 1: 2.9}), repeated(1, {0: 2.11, 1: 2.3}), repeated(2, {0: 2.12})]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from search.certainty import Certainty, certainties, mean_losses
+from search.certainty import Certainty, certainties
 from search.records import CandidateRecord
 
 

@@ -26,6 +26,9 @@ from search.strategies.optuna.study import OptunaStrategy
 #: Points that are looked at before the best of them are improved: as many as Optuna looks at.
 NUM_DRAWN = 2048
 
+#: Of these so many at a time: for each of them 128 futures of all runs on their way are held in memory.
+AT_A_TIME = 256
+
 Floats = NDArray[np.float64]
 
 
@@ -126,8 +129,9 @@ class _Gp(GPSampler):
         """Of the acquisition function; the lowest of all where a point is known already."""
         values = np.full(len(positions), -np.inf)
         left = np.array([tuple(position) not in self._known for position in positions.tolist()])
-        if left.any():
-            values[left] = acqf.eval_acqf_no_grad(positions[left][:, self._by_name])
+        wanted = positions[left][:, self._by_name]
+        parts = [wanted[start : start + AT_A_TIME] for start in range(0, len(wanted), AT_A_TIME)]
+        values[left] = np.concatenate([[], *map(acqf.eval_acqf_no_grad, parts)])
         return values
 
     def _positions(self, points: Sequence[Architecture]) -> Floats:

@@ -49,7 +49,7 @@ class Nsga2Strategy(OptunaStrategy):
 
     def _state(self, observation: Observation) -> TrialState:
         state = super()._state(observation)
-        if state is TrialState.PRUNED:  # Optuna takes none for a parent
+        if state in (TrialState.COMPLETE, TrialState.PRUNED):  # the latter are no parents to Optuna
             return TrialState.COMPLETE if is_judged(observation) else TrialState.FAIL
         return state
 

@@ -103,12 +103,9 @@ class OptunaStrategy(Strategy):
 
     def _state(self, observation: Observation) -> TrialState:
         """A candidate that completed without one of its values has failed for who learns from them."""
-        is_whole = len(self._values(observation)) == self._num_objectives
-        return (
-            TRIAL_STATES[observation.state]
-            if is_whole or observation.state is not RunState.COMPLETED
-            else TrialState.FAIL
-        )
+        state = TRIAL_STATES[observation.state]
+        lacks_some = len(self._values(observation)) < self._num_objectives
+        return TrialState.FAIL if state is TrialState.COMPLETE and lacks_some else state
 
     def _values(self, observation: Observation) -> Sequence[float]:
         return observation.point or ()

@@ -13,7 +13,6 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ports import Observation
-from search.records import RunState
 from search.strategies.optuna.study import RELATIVE, OptunaStrategy
 from search.strategies.standing import is_judged
 
@@ -32,10 +31,10 @@ class TpeStrategy(OptunaStrategy):
         return super()._told()
 
     def _state(self, observation: Observation) -> TrialState:
-        is_behind = observation.state in (RunState.PAUSED, RunState.STOPPED)
-        if self._num_objectives > 1 and is_behind and not is_judged(observation):
+        state = super()._state(observation)
+        if self._num_objectives > 1 and state is TrialState.PRUNED and not is_judged(observation):
             return TrialState.FAIL  # Optuna would take it before those that break the constraint
-        return super()._state(observation)
+        return state
 
     def _sampler(self, seed: int) -> BaseSampler:
         return _Tpe(

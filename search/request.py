@@ -27,7 +27,7 @@ MAX_NAME = 200
 MAX_TAG = 100
 
 Basis = Literal["total", "non_embedding"]
-StrategyKind = Literal["auto", "tpe", "gp", "evolution", "random", "exhaustive"]
+StrategyKind = Literal["auto", "tpe", "gp", "nsga2", "evolution", "random", "exhaustive"]
 CountedObjective = Literal["parameters", "kv_cache_bytes_per_token", "flops_per_token", "checkpoint_bytes"]
 Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
@@ -309,9 +309,10 @@ class StrategyRequest:
     kind: StrategyKind = "tpe"
     """`auto`: chosen at submission by the size of the space and the limits, with successive halving (`search.auto`);
     `tpe`: Optuna's multivariate TPE; `gp`: Optuna's Gaussian process over what is feasible and left, for up to some
-    hundreds of candidates, as a proposal takes seconds after a thousand; `evolution`: a step or a few from the
-    candidates that came furthest and are best there, after DarwinLM (arXiv 2502.07780), whose growing budgets of tokens
-    are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
+    hundreds of candidates, as a proposal takes seconds after a thousand; `nsga2`: Optuna's NSGA-II, in generations of a
+    quarter of `max_candidates`, 50 at most, for several objectives and hundreds of candidates; `evolution`: a step or a
+    few from the candidates that came furthest and are best there, after DarwinLM (arXiv 2502.07780), whose growing
+    budgets of tokens are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
     max_candidates: int = 16
     """Candidates proposed per budget, at most."""
     objectives: tuple[str, ...] = ("loss",)
@@ -320,7 +321,7 @@ class StrategyRequest:
     `checkpoint_bytes` (exported tensors). Measured, and maximised: `task/{name}_accuracy` of a task of
     `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
     given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is
-    counted, as the rest is measured at the end. `tpe` and `gp` go by the loss alone."""
+    counted, as the rest is measured at the end. Not with `gp`."""
     rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
     halving: HalvingRequest | None = None
@@ -362,6 +363,13 @@ class StrategyRequest:
         given = list(self.objectives)
         _require(given[:1] == ["loss"], expected="loss as the first", got=given, where="objectives")
         _require(len(set(given)) == len(given), expected="each objective once", got=given, where="objectives")
+        _require(
+            len(given) == 1 or self.kind != "gp",
+            expected="the loss alone, as strategy.kind is gp",
+            got=given,
+            where="objectives",
+            hint="tpe, nsga2 and evolution learn from several objectives; random and exhaustive from none.",
+        )
         _require(
             not (self.deterministic and any(name.startswith("latency/") for name in given)),
             expected="no speed in deterministic mode",

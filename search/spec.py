@@ -93,6 +93,8 @@ class Spec:
     it."""
     budget: Budget
     """The budget it was proposed for."""
+    objectives: tuple[str, ...] = ("loss",)
+    """What the search optimised; the values are counted below, or among `measurements`."""
     architecture: Architecture
     config: Mapping[str, Any]
     """The same as a complete Hugging Face config."""
@@ -143,6 +145,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         ),
         start_from=_origin(search, preparation, artifacts),
         budget=search.budgets[candidate.budget_index],
+        objectives=search.request.strategy.objectives,
         architecture=architecture,
         config=family.config(architecture, search.source.config, layers=selection.layers),
         selection=selection,

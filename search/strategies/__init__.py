@@ -7,16 +7,30 @@ from search.request import StrategyKind, StrategyRequest
 from search.space import FeasibleSet
 from search.strategies.evolution import EvolutionStrategy
 from search.strategies.exhaustive import ExhaustiveStrategy
-from search.strategies.optuna import GpStrategy, TpeStrategy, startup_candidates
+from search.strategies.optuna import GpStrategy, Nsga2Strategy, TpeStrategy, population_size, startup_candidates
 from search.strategies.random import RandomStrategy
 
 
 def _tpe(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
-    return TpeStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
+    return TpeStrategy(
+        feasible,
+        seed=seed,
+        num_startup=startup_candidates(request.max_candidates),
+        num_objectives=len(request.objectives),
+    )
 
 
 def _gp(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
     return GpStrategy(feasible, seed=seed, num_startup=startup_candidates(request.max_candidates))
+
+
+def _nsga2(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
+    return Nsga2Strategy(
+        feasible,
+        seed=seed,
+        num_startup=population_size(request.max_candidates),
+        num_objectives=len(request.objectives),
+    )
 
 
 def _evolution(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> Strategy:
@@ -35,6 +49,7 @@ def _exhaustive(request: StrategyRequest, feasible: FeasibleSet, seed: int) -> S
 STRATEGIES: Mapping[StrategyKind, Callable[[StrategyRequest, FeasibleSet, int], Strategy]] = {
     "tpe": _tpe,
     "gp": _gp,
+    "nsga2": _nsga2,
     "evolution": _evolution,
     "random": _random,
     "exhaustive": _exhaustive,

@@ -34,7 +34,7 @@ def read_request(
     batch_tokens: Annotated[int | None, _flag("Tokens of an optimiser step.")] = None,
     learning_rate: Annotated[str | None, _flag("Peak learning rate; auto: the best of several, tried first.")] = None,
     sequence_length: Annotated[int | None, _flag("Tokens of a packed window.")] = None,
-    strategy: Annotated[str | None, _flag("auto, tpe, gp, evolution, random or exhaustive.")] = None,
+    strategy: Annotated[str | None, _flag("auto, tpe, gp, nsga2, evolution, random or exhaustive.")] = None,
     objective: Annotated[
         list[str] | None, _flag("Beside the loss; repeatable, such as kv_cache_bytes_per_token.")
     ] = None,

@@ -29,13 +29,13 @@ class OptunaContract(StrategyContract):
     def test_it_finds_better_architectures_than_chance(self) -> None:
         feasible = feasible_set()
         seeds = range(self.num_seeds)
-        learnt = [Session(self.make(feasible, seed=seed)).run(20)[6:] for seed in seeds]
+        learnt = [self.session(feasible, seed=seed).run(20)[6:] for seed in seeds]
         chance = [Session(RandomStrategy(feasible, seed=seed)).run(20)[6:] for seed in seeds]
         assert mean(loss_of(a) for run in learnt for a in run) < mean(loss_of(a) for run in chance for a in run)
 
     def test_what_it_has_seen_changes_what_it_proposes(self) -> None:
         feasible = feasible_set()
-        session = Session(self.make(feasible))
+        session = self.session(feasible)
         session.run(10)
         contrary = self.make(feasible)
         for number, seen in session.observed.items():
@@ -44,7 +44,7 @@ class OptunaContract(StrategyContract):
                     number=number,
                     architecture=seen.architecture,
                     state=RunState.COMPLETED,
-                    loss=-loss_of(seen.architecture),
+                    values=tuple(-value for value in self.judge(seen.architecture)),
                 )
             )
         asked = {number: session.strategy.ask(number, taken=session.taken) for number in range(10, 20)}
@@ -52,7 +52,7 @@ class OptunaContract(StrategyContract):
 
     def test_parallel_proposals_keep_away_from_what_is_running(self) -> None:
         feasible = feasible_set()
-        session = Session(self.make(feasible))
+        session = self.session(feasible)
         session.run(10)
         blind, crowd = session.restarted(self.make(feasible)), dict[str, Architecture]()
         for number in range(10, 20):
@@ -74,7 +74,7 @@ class OptunaContract(StrategyContract):
 
     def test_the_order_of_observations_does_not_matter(self) -> None:
         feasible = feasible_set()
-        session = Session(self.make(feasible))
+        session = self.session(feasible)
         session.run(10)
         shuffled = self.make(feasible)
         for number in (3, 9, 0, 7, 1, 8, 2, 6, 4, 5):
@@ -97,6 +97,6 @@ class OptunaContract(StrategyContract):
 
     def test_optuna_keeps_quiet(self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO):
-            Session(self.make(feasible_set())).run(8)
+            self.session().run(8)
         assert capfd.readouterr() == ("", "")
         assert caplog.records == []

@@ -1,16 +1,21 @@
 """What every `Strategy` promises. Subclass `StrategyContract`, say how to make one, and pytest runs it all."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import mean
 
 import pytest
 
 from search.architecture import Architecture
 from search.budget import Budget
-from search.counting import parameters
+from search.counting import kv_cache_bytes_per_token, parameters
+from search.pareto import pareto_ranks
 from search.ports import Observation, Strategy
 from search.records import RunState
 from search.request import BudgetRequest, SpaceRequest
 from search.space import FeasibleSet, SearchSpace
+from search.strategies.random import RandomStrategy
 from tests.support.architectures import llama
 
 
@@ -26,11 +31,25 @@ def loss_of(architecture: Architecture) -> float:
     return 2.0 + (architecture.num_hidden_layers - 6) ** 2 + (architecture.hidden_size / 8 - 4) ** 2
 
 
+#: What a candidate comes to in a search's objectives.
+Judge = Callable[[Architecture], tuple[float, ...]]
+
+
+def loss_alone(architecture: Architecture) -> tuple[float, ...]:
+    return (loss_of(architecture),)
+
+
+def loss_and_bytes(architecture: Architecture) -> tuple[float, ...]:
+    """Two objectives that pull apart: depth lowers the loss and takes KV bytes."""
+    return loss_of(architecture), float(kv_cache_bytes_per_token(architecture))
+
+
 class Session:
     """Drives a strategy as the loop does: ask, observe at once, observe again when the run has ended."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, judge: Judge = loss_alone) -> None:
         self.strategy = strategy
+        self.judge = judge
         self.observed: dict[int, Observation] = {}
 
     @property
@@ -47,12 +66,14 @@ class Session:
     def end(self, number: int, state: RunState = RunState.COMPLETED, *, tokens: int = 100) -> None:
         architecture = self.observed[number].architecture
         held = state in (RunState.COMPLETED, RunState.PAUSED, RunState.STOPPED)
+        values = self.judge(architecture) if held else None
         self.observe(
             Observation(
                 number=number,
                 architecture=architecture,
                 state=state,
-                loss=loss_of(architecture) if held else None,
+                loss=values[0] if values else None,
+                values=values,
                 tokens=tokens if held else None,
             )
         )
@@ -63,29 +84,34 @@ class Session:
 
     def restarted(self, strategy: Strategy) -> "Session":
         """The same session on a new strategy that was told what is known, in the order of the numbers."""
-        session = Session(strategy)
+        session = Session(strategy, self.judge)
         for _, observation in sorted(self.observed.items()):
             session.observe(observation)
         return session
 
-    def run(self, count: int) -> list[Architecture]:
-        """Ask and complete `count` candidates, one after the other."""
+    def run(self, count: int, state: RunState = RunState.COMPLETED) -> list[Architecture]:
+        """Ask for `count` candidates and have them end so, one after the other."""
         asked = []
         for _ in range(count):
             architecture = self.ask()
             assert architecture is not None
             asked.append(architecture)
-            self.end(len(self.observed) - 1)
+            self.end(len(self.observed) - 1, state)
         return asked
 
 
 class StrategyContract(ABC):
+    @staticmethod
+    def judge(architecture: Architecture) -> tuple[float, ...]:
+        """What candidates come to in the objectives of the search that the strategy proposes for."""
+        return loss_alone(architecture)
+
     @abstractmethod
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         """A fresh strategy of the kind under test."""
 
     def session(self, feasible: FeasibleSet | None = None, *, seed: int = 0) -> Session:
-        return Session(self.make(feasible or feasible_set(), seed=seed))
+        return Session(self.make(feasible or feasible_set(), seed=seed), self.judge)
 
     def test_it_proposes_every_point_once_and_then_nothing(self) -> None:
         feasible = feasible_set()
@@ -176,3 +202,54 @@ class StrategyContract(ABC):
 
     def test_the_same_seed_proposes_the_same(self) -> None:
         assert self.session(seed=3).run(10) == self.session(seed=3).run(10)
+
+
+class TwoObjectives(StrategyContract):
+    """The same for a search with two objectives, and that it learns of both."""
+
+    @staticmethod
+    def judge(architecture: Architecture) -> tuple[float, ...]:
+        return loss_and_bytes(architecture)
+
+    @pytest.mark.parametrize("state", [RunState.COMPLETED, RunState.STOPPED])
+    def test_it_finds_better_fronts_than_chance(self, state: RunState) -> None:
+        """From candidates that came to their end, and from those that came no further than a rung."""
+        feasible, seeds = feasible_set(), range(8)
+        ranks = pareto_ranks([loss_and_bytes(point) for point in feasible.points]).tolist()
+        front = dict(zip(feasible.points, ranks, strict=True))
+        learnt = [self.session(feasible, seed=seed).run(20, state)[6:] for seed in seeds]
+        chance = [Session(RandomStrategy(feasible, seed=seed)).run(20)[6:] for seed in seeds]
+        assert mean(front[a] for run in learnt for a in run) < 0.85 * mean(front[a] for run in chance for a in run)
+
+    def test_both_objectives_decide_what_is_proposed(self) -> None:
+        session = self.session()
+        session.run(12)
+        contrary = Session(self.make(feasible_set()))
+        for seen in session.observed.values():
+            assert seen.values is not None
+            loss, size = seen.values
+            contrary.observe(replace(seen, values=(loss, -size)))
+        asked = [session.strategy.ask(number, taken=session.taken) for number in range(12, 20)]
+        assert asked != [contrary.strategy.ask(number, taken=session.taken) for number in range(12, 20)]
+
+    def test_what_is_known_in_part_at_a_rung_is_learnt_of(self) -> None:
+        """As accuracies are measured at the end only."""
+        session = self.session()
+        for number in range(12):
+            assert session.ask() is not None
+            session.end(number, RunState.COMPLETED if number % 6 == 0 else RunState.STOPPED)
+            if number % 6:
+                seen = session.observed[number]
+                session.observe(replace(seen, values=(loss_of(seen.architecture),)))
+        again = session.restarted(self.make(feasible_set()))
+        proposed = session.ask()
+        assert proposed is not None
+        assert again.ask() == proposed
+
+    def test_who_completed_without_one_of_its_values_is_no_example(self) -> None:
+        session = self.session()
+        for number in range(12):
+            assert session.ask() is not None
+            seen = session.observed[number]
+            session.observe(replace(seen, state=RunState.COMPLETED, values=None, loss=None))
+        assert session.ask() is not None

@@ -785,7 +785,7 @@ def test_a_generation_is_final_before_the_next_is_proposed(house: Callable[..., 
 TWO = ("loss", "kv_cache_bytes_per_token")
 
 
-@pytest.mark.parametrize("kind", ["tpe", "evolution"])
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "evolution"])
 @pytest.mark.parametrize("halving", [None, HALVING])
 def test_with_several_objectives_a_stopped_deterministic_search_ends_as_an_undisturbed_one(
     sqlite_url: str, kind: StrategyKind, halving: HalvingRequest | None

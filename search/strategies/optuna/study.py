@@ -3,7 +3,6 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Collection, Container, Sequence
-from typing import ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -17,6 +16,7 @@ from search.ports import Observation, Strategy
 from search.records import RunState
 from search.space import FeasibleSet
 from search.strategies.seeding import seed_of
+from search.strategies.standing import ranked
 
 # Studies are remade for every ask: Optuna's line for each new one says nothing.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,15 +52,15 @@ class OptunaStrategy(Strategy):
         feasible: what may be proposed.
         seed: of the search.
         num_startup: proposals are random until this many candidates have completed, or were judged at a rung.
+        num_objectives: values of a completed candidate.
     """
 
-    #: Which way each of a trial's values is better.
-    _directions: ClassVar[Sequence[StudyDirection]] = (StudyDirection.MINIMIZE,)
-
-    def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int) -> None:
+    def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int, num_objectives: int = 1) -> None:
         self._feasible = feasible
         self._seed = seed
         self._num_startup = num_startup
+        self._num_objectives = num_objectives
+        self._observations: dict[int, Observation] = {}
         self._trials: dict[int, FrozenTrial] = {}
         self._distributions: dict[str, BaseDistribution] = dict.fromkeys(feasible.free_axes, RELATIVE)
 
@@ -75,13 +75,14 @@ class OptunaStrategy(Strategy):
 
     def observe(self, observation: Observation) -> None:
         """Remember it in place of what was known of that candidate."""
+        self._observations[observation.number] = observation
         self._trials[observation.number] = self._trial(observation)
 
     def _study(self, number: int) -> optuna.Study:
         return optuna.create_study(
             storage=_Observed(self._told()),
             sampler=self._sampler(seed_of(self._seed, number)),
-            directions=self._directions,
+            directions=[StudyDirection.MINIMIZE] * self._num_objectives,
         )
 
     def _told(self) -> Sequence[FrozenTrial]:
@@ -89,16 +90,39 @@ class OptunaStrategy(Strategy):
         return [trial for _, trial in sorted(self._trials.items())]
 
     def _trial(self, observation: Observation) -> FrozenTrial:
-        state, tokens, loss = TRIAL_STATES[observation.state], observation.tokens, observation.loss
+        state, tokens, loss = self._state(observation), observation.tokens, observation.loss
         trial = optuna.create_trial(
             state=state,
-            value=loss if state is TrialState.COMPLETE else None,
+            values=self._values(observation) if state is TrialState.COMPLETE else None,
             intermediate_values={} if tokens is None or loss is None else {tokens: loss},
             params=self._feasible.position(observation.architecture),
             distributions=self._distributions,
         )
         trial.number = 1 + observation.number  # samplers go by the order; 0 is the one that is asked for
         return trial
+
+    def _state(self, observation: Observation) -> TrialState:
+        """A candidate that completed without one of its values has failed for who learns from them."""
+        state = TRIAL_STATES[observation.state]
+        lacks_some = len(self._values(observation)) < self._num_objectives
+        return TrialState.FAIL if state is TrialState.COMPLETE and lacks_some else state
+
+    def _values(self, observation: Observation) -> Sequence[float]:
+        return observation.point or ()
+
+    def _rank_behind(self) -> None:
+        """Have trials that came to a rung and no further break a constraint, the more the more of them are better.
+
+        Optuna compares pruned trials by a single value, where it compares them at all. Of trials that break a
+        constraint it takes those first that break it least, after all that break none: so they keep the order of
+        `ranked`, whatever number of objectives is known at a rung.
+        """
+        standing = ranked(self._observations.values())
+        behind = [each.number for each in standing if each.state is not RunState.COMPLETED]
+        for place, number in enumerate(behind, start=1):
+            trial = self._trials[number]
+            trial.system_attrs = {}  # a constraint can be set once
+            trial.set_constraint("behind", place)
 
 
 class _Observed(InMemoryStorage):

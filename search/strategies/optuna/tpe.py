@@ -1,24 +1,40 @@
 """The tree-structured Parzen estimator (TPE).
 
 Bergstra et al., *Algorithms for Hyper-Parameter Optimization*, NeurIPS 2011; multivariate, as in Falkner et al.,
-*BOHB*, ICML 2018.
+*BOHB*, ICML 2018; for several objectives Ozaki et al., *Multiobjective Tree-Structured Parzen Estimator*, JAIR 2022.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from search.ports import Observation
 from search.strategies.optuna.study import RELATIVE, OptunaStrategy
+from search.strategies.standing import is_judged
 
 
 class TpeStrategy(OptunaStrategy):
     """TPE. Runs that are on their way count as bad ones (constant liar). Candidates that were stopped at a rung, or
     wait there, are pruned trials to it: worse than all that came further, ordered by their losses there.
+
+    With several objectives the good ones are the first Pareto fronts, and of the last that is needed those that
+    dominate the largest volume. Those at rungs follow in the order of `search.strategies.standing`.
     """
+
+    def _told(self) -> Sequence[FrozenTrial]:
+        if self._num_objectives > 1:
+            self._rank_behind()
+        return super()._told()
+
+    def _state(self, observation: Observation) -> TrialState:
+        state = super()._state(observation)
+        if self._num_objectives > 1 and state is TrialState.PRUNED and not is_judged(observation):
+            return TrialState.FAIL  # Optuna would take it before those that break the constraint
+        return state
 
     def _sampler(self, seed: int) -> BaseSampler:
         return _Tpe(

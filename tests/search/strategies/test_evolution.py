@@ -12,7 +12,7 @@ from search.records import RunState
 from search.space import FeasibleSet
 from search.strategies.evolution import EvolutionStrategy
 from search.strategies.random import RandomStrategy
-from tests.contracts.strategy import Session, StrategyContract, feasible_set, loss_of
+from tests.contracts.strategy import Session, StrategyContract, TwoObjectives, feasible_set, loss_of
 
 
 def at_rung(number: int, architecture: Architecture, *, tokens: int, loss: float) -> Observation:
@@ -65,6 +65,11 @@ class TestEvolution(StrategyContract):
         others = [session.restarted(self.make(feasible, seed=seed)).strategy for seed in range(8)]
         assert len({other.ask(8, taken=session.taken) for other in others}) > 1
         assert len({session.strategy.ask(number, taken=session.taken) for number in range(8, 16)}) > 1
+
+
+class TestEvolutionOfTwoObjectives(TwoObjectives):
+    def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
+        return EvolutionStrategy(feasible, seed=seed, num_startup=4)
 
 
 def test_who_came_further_is_a_parent_before_who_has_the_lower_loss() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from search.request import StrategyKind, StrategyRequest
 from search.strategies import STRATEGIES, make_strategy
-from tests.contracts.strategy import feasible_set
+from tests.contracts.strategy import Session, feasible_set, loss_and_bytes
 
 
 def test_every_kind_that_can_be_asked_for_can_be_made() -> None:
@@ -21,8 +21,17 @@ def test_a_request_makes_its_strategy(kind: StrategyKind) -> None:
     assert strategy.ask(0, taken=()) in feasible.points
 
 
-@pytest.mark.parametrize("kind", ["tpe", "gp", "evolution", "random"])
+@pytest.mark.parametrize("kind", ["tpe", "gp", "nsga2", "evolution", "random"])
 def test_the_seed_reaches_the_strategy(kind: StrategyKind) -> None:
     feasible = feasible_set()
     strategies = [make_strategy(StrategyRequest(kind=kind), feasible, seed=seed) for seed in range(5)]
     assert len({strategy.ask(0, taken=()) for strategy in strategies}) > 1
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "evolution"])
+def test_several_objectives_reach_the_strategy(kind: StrategyKind) -> None:
+    """Of two candidates on one front either may be learnt from, as long as both have their values."""
+    feasible = feasible_set()
+    request = StrategyRequest(kind=kind, max_candidates=8, objectives=("loss", "kv_cache_bytes_per_token"))
+    session = Session(make_strategy(request, feasible, seed=1), loss_and_bytes)
+    assert len(set(session.run(12))) == 12

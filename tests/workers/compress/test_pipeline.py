@@ -276,6 +276,7 @@ def test_a_candidate_is_judged_on_tasks_before_and_after_and_timed_at_the_end(ho
     measured, result = run(bench, task)
     extra = [{m.metric for m in rung if "/" in m.metric} for rung in measured]
     assert extra == [TASK_METRICS, set(), TASK_METRICS | LATENCY_METRICS]
+    assert set(judged.request.evaluation.objectives) < extra[-1], "what is promised to be measured is"
     values = {m.metric: m.value for m in measured[-1]}
     weights = load_file(home.artifacts.local_path(result.checkpoint_artifact))
     selection = select(bench.importance, task.architecture, teacher=bench.teacher.architecture)

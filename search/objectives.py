@@ -31,8 +31,8 @@ COUNTS: Mapping[CountedObjective, Callable[[Architecture, int], int]] = {
 
 
 @lru_cache(maxsize=2**16)
-def _counted(name: str, architecture: Architecture, sequence_length: int) -> int:
-    """Remembered, as candidates are compared again and again."""
+def counted(name: str, architecture: Architecture, sequence_length: int) -> int:
+    """A counted objective of an architecture; remembered, as candidates are compared and shown again and again."""
     return COUNTS[cast(CountedObjective, name)](architecture, sequence_length)
 
 
@@ -125,7 +125,7 @@ class Objectives:
         return None if speed is None else (-speed, 0.0)
 
     def _count(self, name: str, architecture: Architecture) -> float:
-        return float(_counted(name, architecture, self.sequence_length))
+        return float(counted(name, architecture, self.sequence_length))
 
     @staticmethod
     def _signed(name: str, measured: float | None) -> float | None:

@@ -8,7 +8,8 @@ from pydantic import StringConstraints
 
 from search.architecture import AXES
 from search.budget import Budget
-from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token
+from search.counting import kv_cache_bytes_per_token
+from search.objectives import counted
 from search.ranking import RankedCandidate
 from search.records import JobState, RunState, SearchRecord
 
@@ -141,8 +142,8 @@ class LeaderboardRow:
             non_embedding_parameters=candidate.non_embedding_parameters,
             measured_parameters=candidate.result.measured_parameters if candidate.result else None,
             kv_cache_bytes_per_token=kv_cache_bytes_per_token(candidate.architecture),
-            flops_per_token=flops_per_token(candidate.architecture, sequence_length=sequence_length),
-            checkpoint_bytes=checkpoint_bytes(candidate.architecture),
+            flops_per_token=counted("flops_per_token", candidate.architecture, sequence_length),
+            checkpoint_bytes=counted("checkpoint_bytes", candidate.architecture, sequence_length),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
             tokens=candidate.reached,

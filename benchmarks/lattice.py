@@ -21,7 +21,8 @@ from search.budget import Budget
 from search.counting import parameters
 from search.families import family_of
 from search.feasible import FeasibleSet, sample
-from search.planning import plan, preview
+from search.planning import plan
+from search.preview import preview
 from search.request import BudgetRequest, Range, SearchRequest, SpaceRequest
 from search.serialization import from_json, to_json
 from search.space import SearchSpace

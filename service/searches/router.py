@@ -9,7 +9,8 @@ from fastapi.responses import FileResponse
 
 from search.errors import NotFound, NotReady
 from search.objectives import Objectives
-from search.planning import Plan, Preview, plan, preview
+from search.planning import Plan, plan
+from search.preview import Preview, preview
 from search.ranking import rank
 from search.records import IdempotencyKey, JobState, RunState, SearchRecord
 from search.request import SearchRequest

@@ -30,7 +30,7 @@ def test_the_seed_reaches_the_strategy(kind: StrategyKind) -> None:
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "evolution"])
 def test_several_objectives_reach_the_strategy(kind: StrategyKind) -> None:
-    """Of two candidates on one front either may be learnt from, as long as both have their values."""
+    """Optuna takes as many values as it was told of."""
     feasible = feasible_set()
     request = StrategyRequest(kind=kind, max_candidates=8, objectives=("loss", "kv_cache_bytes_per_token"))
     session = Session(make_strategy(request, feasible, seed=1), loss_and_bytes)

@@ -18,12 +18,12 @@ def test_a_space_that_can_be_begun_whole_is_and_its_candidates_are_halved() -> N
 
 
 def test_a_larger_one_is_searched_even_if_only_for_one_budget() -> None:
-    assert resolved(StrategyRequest(kind="auto", max_candidates=20), FREE, [20, 21]).kind == "evolution"
+    assert resolved(StrategyRequest(kind="auto", max_candidates=20), FREE, [20, 21]).kind == "tpe"
 
 
 def test_a_small_one_is_searched_where_tokens_may_not_do_for_all_of_it() -> None:
     asked = StrategyRequest(kind="auto", max_candidates=20)
-    assert resolved(asked, LimitsRequest(max_tokens=10**6), [20]).kind == "evolution"
+    assert resolved(asked, LimitsRequest(max_tokens=10**6), [20]).kind == "tpe"
 
 
 def test_what_the_request_says_stays() -> None:

@@ -57,7 +57,7 @@ def test_no_more_candidates_are_planned_than_can_be_proposed(roots: Path) -> Non
 
 def test_a_search_is_stored_with_what_auto_stands_for(roots: Path) -> None:
     strategy = make_plan(roots, strategy={"kind": "auto", "max_candidates": 2}).new_search.request.strategy
-    assert strategy.kind == "evolution"
+    assert strategy.kind == "tpe"
     assert strategy.halving is not None
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -76,7 +77,8 @@ class Subject:
 
     def training(self, request: DistillationRequest, *, targets: Targets | None = None) -> Training:
         """Of a new student."""
-        student = llama(STUDENTS[NAME][STUDENT], self.vocabulary, head_dim=self.head_dim, seed=1).to(self.device)
+        student = llama(STUDENTS[NAME][STUDENT], self.vocabulary, head_dim=self.head_dim, seed=1)
+        student.to(self.device)  # type: ignore[arg-type]
         student.eval()  # type: ignore[no-untyped-call]
         return Training(student, targets or self.kept, self.windows, request, seed=0)
 
@@ -246,9 +248,14 @@ def head_work(tokens: int, vocabulary: int, width: int, device: str) -> Mapping[
         torch.autograd.grad(loss, (hidden, weight))
         return loss.detach()
 
+    def step_by_step() -> Tensor:
+        with patch("workers.compress.chunked.fused_forward_kl", lambda _: None):
+            return chunked()
+
     ways: dict[str, Callable[[], Any]] = {
         "all logits": whole,
-        "in chunks (the default)": chunked,
+        "in chunks (the default: compiled)": chunked,
+        "in chunks, not compiled": step_by_step,
         "in chunks of 256 MiB": lambda: chunked(256 * MIB),
         "in chunks of 2 GiB": lambda: chunked(2048 * MIB),
     }

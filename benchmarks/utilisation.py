@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -151,13 +153,17 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
     naive: bool = False
+    #: The only one that attention may use; None: as torch chooses.
+    attention: SDPBackend | None = None
 
 
 VARIANTS = (
     Variant(name="ours"),
     Variant(name="ours, deterministic algorithms", deterministic=True),
     Variant(name="ours, activation checkpointing", settings={"activation_checkpointing": True}),
+    Variant(name="ours, FlashAttention 2", attention=SDPBackend.FLASH_ATTENTION),
     Variant(name="ours, compiled", settings={"compile": True}),
+    Variant(name="ours, compiled, FlashAttention 2", settings={"compile": True}, attention=SDPBackend.FLASH_ATTENTION),
     Variant(name="naive", naive=True),
     Variant(name="naive, a window at a time", naive=True, settings={"micro_batch_windows": 1}),
 )
@@ -170,7 +176,7 @@ class Outcome:
     """Of a variant."""
 
     variant: Variant
-    #: Of each timed step; none where it does not fit.
+    #: Of each timed step; none where it did not run: it does not fit, say.
     seconds: Sequence[float]
     #: The most that was allocated, bytes; None on a CPU.
     peak: int | None
@@ -264,6 +270,12 @@ class Bench:
         if self.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        with ExitStack() as stack:
+            if variant.attention is not None:
+                stack.enter_context(sdpa_kernel(variant.attention))
+            return self._measure(variant, steps=steps, profile=profile)
+
+    def _measure(self, variant: Variant, *, steps: int, profile: bool) -> Outcome:
         before = torch.cuda.memory_allocated() if self.device == "cuda" else 0
         torch.use_deterministic_algorithms(variant.deterministic)
         try:
@@ -272,7 +284,8 @@ class Bench:
             found = timed(act, steps=steps, device=self.device)
             peak = torch.cuda.max_memory_allocated() - before if self.device == "cuda" else None
             told = profiled(act, device=self.device) if profile else ""
-        except torch.OutOfMemoryError:
+        except Exception as error:  # one that does not fit or does not run does not take the others along
+            print(f"{variant.name}: {error!r}"[:500], file=sys.stderr, flush=True)
             return Outcome(variant=variant, seconds=(), peak=None)
         finally:
             torch.use_deterministic_algorithms(False)
@@ -335,7 +348,7 @@ def report(name: str, size: Size, found: Sequence[Outcome]) -> str:
     ]
     for outcome in found:
         if not outcome.seconds:
-            lines.append(f"| {outcome.variant.name} | does not fit | | | | | |")
+            lines.append(f"| {outcome.variant.name} | did not run | | | | | |")
             continue
         middle = statistics.median(outcome.seconds)
         share = f"{flops / middle / peak:.1%}" if peak else "peak unknown"

@@ -38,6 +38,15 @@ _BFLOAT16 = 2
 #: What the LM head may work in at a time, in bytes: the defaults of `workers.compress.chunked`.
 HEAD_WORK_BYTES = {"cpu": 256 * 2**20, "cuda": 768 * 2**20}
 
+#: Families whose logits are capped.
+_CAPPED = ("gemma2",)
+
+#: On a GPU, where forward KL is compiled: two models' logits and the gradient, in the larger of their dtypes.
+HEAD_MATRICES_FUSED = 3
+
+#: It takes a multiple of so many tokens at a time, where it takes more.
+HEAD_ALIGNMENT = 128
+
 #: How many float32 matrices (n, V) of a chunk's n tokens exist at once, without and with cross-entropy mixed in.
 #: `workers.compress.chunked` reckons with 6 for forward KL and TAID alone and with 10 elsewhere when it chooses n.
 HEAD_MATRICES: dict[DistillationLoss, tuple[int, int]] = {
@@ -169,7 +178,8 @@ def estimate_memory(
     body += len(distillation.hidden_losses) * (stream + 3 * _FLOAT32 * tokens * teacher.hidden_size)
     beside = _backward_bytes(a, tokens, in_bfloat16=in_bfloat16) + (layer if checkpointing else 0)
     copies = _BFLOAT16 * head_weight if in_bfloat16 else 0
-    head = _head_work_bytes(a, tokens, distillation, device) + stream + copies
+    of_logit = max(teacher_bytes_per_value, _BFLOAT16 if in_bfloat16 else _FLOAT32)
+    head = _head_work_bytes(a, tokens, distillation, device, of_logit) + stream + copies
     accumulated = _FLOAT32 * count if tokens < distillation.batch_tokens else 0
     forward_end = (accumulated + _FLOAT32 * head_weight, body, head)
     backward_start = (accumulated + _FLOAT32 * head_weight, body + beside, 0)
@@ -177,7 +187,8 @@ def estimate_memory(
     backward_end = (_FLOAT32 * (count + twice), 0, 0)
     gradients, activations, work = max(forward_end, backward_start, backward_end, key=sum)
     states = 1 + len(distillation.hidden_losses)
-    outputs = tokens * teacher.hidden_size * teacher_bytes_per_value * states
+    ahead = 2 if device == "cuda" else 1  # the next ones are on their way while these are learnt from
+    outputs = ahead * tokens * teacher.hidden_size * teacher_bytes_per_value * states
     of_teacher = (parameters(teacher) + other_parameters) * teacher_bytes_per_value + outputs
     trained = count + (a.hidden_size * teacher.hidden_size if distillation.hidden_losses else 0)
     weights, moments = _FLOAT32 * trained, 2 * _FLOAT32 * trained
@@ -204,13 +215,28 @@ def _layer_bytes(a: Architecture, tokens: int, sequence_length: int, *, in_bfloa
     return int(tokens * SAVED_BYTES_BFLOAT16[a.family].of(a, sequence_length)) + _BFLOAT16 * matrices
 
 
-def _head_work_bytes(a: Architecture, tokens: int, distillation: DistillationRequest, device: str) -> int:
+def _head_work_bytes(
+    a: Architecture, tokens: int, distillation: DistillationRequest, device: str, bytes_per_value: int
+) -> int:
     """One chunk of tokens: as many as the bytes allow, one at least."""
     mixed = distillation.cross_entropy_weight > 0
+    if device == "cuda" and _is_fused(a, distillation):
+        of_token = HEAD_MATRICES_FUSED * bytes_per_value * a.vocab_size
+        return min(tokens, _aligned(HEAD_WORK_BYTES[device] // of_token)) * of_token
     of_matrix = _FLOAT32 * a.vocab_size
     reckoned = 6 if distillation.loss in ("forward_kl", "taid") and not mixed else 10
-    chunk = min(tokens, max(1, HEAD_WORK_BYTES[device] // (reckoned * of_matrix)))
-    return chunk * HEAD_MATRICES[distillation.loss][mixed] * of_matrix
+    chunk = _aligned(HEAD_WORK_BYTES[device] // (reckoned * of_matrix))
+    return min(tokens, chunk) * HEAD_MATRICES[distillation.loss][mixed] * of_matrix
+
+
+def _is_fused(a: Architecture, distillation: DistillationRequest) -> bool:
+    """As `workers.compress.chunked` decides on a GPU."""
+    is_plain = distillation.temperature == 1 and not distillation.cross_entropy_weight
+    return distillation.loss == "forward_kl" and is_plain and a.family not in _CAPPED
+
+
+def _aligned(tokens: int) -> int:
+    return max(1, tokens if tokens < HEAD_ALIGNMENT else tokens - tokens % HEAD_ALIGNMENT)
 
 
 def _backward_bytes(a: Architecture, tokens: int, *, in_bfloat16: bool) -> int:

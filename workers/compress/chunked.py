@@ -4,7 +4,8 @@ What gradients need is formed chunk by chunk on the way forward, while a chunk's
 their gradient, and from it what goes to the hidden states and to the head's weight. Nothing of the vocabulary's size
 is kept for the way back, and no logits are computed twice.
 
-A fused kernel (linear and divergence in one) could serve on CUDA behind `chunked_loss`.
+On CUDA forward KL is compiled into a few kernels (`workers.compress.fused`): in a chunk of the same bytes there is
+room for more tokens then, so that the head's gradient is added to less often.
 
 Legend: N tokens, n tokens of a chunk, V vocabulary, H hidden channels of the student, of the teacher K.
 """
@@ -18,17 +19,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from workers.compress.aggregates import accumulator_dtype
+from workers.compress.fused import MATRICES_FUSED, Fused, fused_forward_kl
 from workers.compress.head import Head
 from workers.compress.losses import CLOSED_FORMS, TEACHER_LOSSES, Objective, num_labelled, summed_cross_entropy
 
-#: A chunk's work, where nothing else is said. On a CPU as fast as any size that was tried (docs/LOG.md); elsewhere,
-#: not measured yet, it is what leaves a real vocabulary below 2 GiB in all: see `chunked_loss`.
+#: A chunk's work, where nothing else is said. On a CPU as fast as any size that was tried (docs/LOG.md); elsewhere
+#: it is what leaves a real vocabulary below 2 GiB in all: see `chunked_loss`.
 _MAX_BYTES = {"cpu": 256 * 2**20}
 _MAX_BYTES_ELSEWHERE = 768 * 2**20
 
 #: How many (n, V) matrices of the dtype that sums are taken in exist at once, at most; a test measures it.
 _MATRICES_CLOSED = 6
 _MATRICES_AUTOGRAD = 10
+
+#: Chunks have a multiple of so many tokens where they have more: matrix products on tensor cores want their sides so.
+_ALIGNMENT = 128
 
 
 def chunked_loss(
@@ -58,7 +63,8 @@ def chunked_loss(
     1. the weight in bfloat16: 2 V H = 1,050,673,152
     2. the gradient of the hidden states, in their dtype: 2 N H = 67,108,864
     3. a chunk: n = max_bytes / (4 V m) tokens, where m = 6 matrices (n, V) exist at a time for `forward_kl`:
-       n = 805,306,368 / 3,078,144 = 261 tokens, at most 805,306,368
+       n = 805,306,368 / 3,078,144 = 261 tokens, of which 256 are taken, at most 805,306,368; compiled, three matrices
+       in bfloat16: n = 805,306,368 / 769,536 = 1,046, of which 1,024 are taken
     4. in all 1,923,088,384, or 1.79 GiB. In float32 throughout: 0 + 134,217,728 + 805,306,368, or 0.88 GiB.
 
     All logits in float32 would be 4 N V = 4,202,692,608, for each of the two models and for everything made of them.
@@ -80,6 +86,7 @@ def chunked_loss(
     assert labels_N is not None or not objective.cross_entropy_weight, "cross-entropy needs labels"
     device, weight_VH = student_hidden_NH.device.type, student_head.weight_VH
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden_NH.dtype
+    fused = fused_forward_kl(device) if _can_be_fused(objective, student_head) else None
     tokens = _Tokens(
         hidden_NH=student_hidden_NH.detach().flatten(0, -2),
         head=Head(weight_VH=weight_VH.detach().to(compute_dtype), cap=student_head.cap),
@@ -88,6 +95,7 @@ def chunked_loss(
         labels_N=None if labels_N is None else labels_N.flatten(),
         objective=objective,
         max_bytes=max_bytes or _MAX_BYTES.get(device, _MAX_BYTES_ELSEWHERE),
+        fused=fused,
     )
     with torch.autocast(device, enabled=False):  # the dtypes are decided
         if torch.is_grad_enabled() and (student_hidden_NH.requires_grad or weight_VH.requires_grad):
@@ -97,17 +105,22 @@ def chunked_loss(
             return _sum(tokens.value(chunk) for chunk in tokens.chunks())
 
 
-def chunk_tokens(objective: Objective, vocab_size: int, dtype: torch.dtype, *, max_bytes: int) -> int:
+def chunk_tokens(
+    objective: Objective, vocab_size: int, dtype: torch.dtype, *, max_bytes: int, fused: bool = False
+) -> int:
     """How many tokens' logits `chunked_loss` takes at a time.
 
     Args:
         objective: what is minimised: some losses need more of a chunk's memory than others.
         vocab_size: V.
-        dtype: what the student's logits are computed in.
+        dtype: what logits are computed in, the larger one of student's and teacher's.
         max_bytes: see `chunked_loss`.
+        fused: whether it is compiled.
     """
     matrices = _MATRICES_CLOSED if _is_closed(objective) else _MATRICES_AUTOGRAD
-    return max(1, max_bytes // (vocab_size * torch.promote_types(dtype, torch.float32).itemsize * matrices))
+    of_word = torch.promote_types(dtype, torch.float32).itemsize * matrices
+    tokens = max(1, max_bytes // (vocab_size * (dtype.itemsize * MATRICES_FUSED if fused else of_word)))
+    return tokens if tokens < _ALIGNMENT else tokens - tokens % _ALIGNMENT
 
 
 @final
@@ -123,11 +136,16 @@ class _Tokens:
     labels_N: Tensor | None
     objective: Objective
     max_bytes: int
+    #: Of forward KL, where there is such a one.
+    fused: Fused | None
 
     def chunks(self) -> Iterator[slice]:
         """Which tokens are taken at a time."""
-        weight_VH = self.head.weight_VH
-        step = chunk_tokens(self.objective, len(weight_VH), weight_VH.dtype, max_bytes=self.max_bytes)
+        weight_VH, dtype = self.head.weight_VH, self.head.weight_VH.dtype
+        if self.teacher_head is not None:
+            dtype = torch.promote_types(dtype, self.teacher_head.weight_VH.dtype)
+        is_fused = self.fused is not None
+        step = chunk_tokens(self.objective, len(weight_VH), dtype, max_bytes=self.max_bytes, fused=is_fused)
         return (slice(first, first + step) for first in range(0, len(self.hidden_NH), step))
 
     def student_logits(self, chunk: slice) -> Tensor:
@@ -162,6 +180,9 @@ class _Tokens:
         return value.detach(), gradient_nV.to(student_nV.dtype)
 
     def _closed_form(self, chunk: slice, student_nV: Tensor) -> tuple[Tensor, Tensor]:
+        if self.fused is not None:
+            per_token = torch.full((), 1 / len(self.hidden_NH), device=student_nV.device)
+            return self.fused(student_nV, self.teacher_logits(chunk), per_token)
         assert self.objective.teacher_loss is not None
         closed_form, share = CLOSED_FORMS[self.objective.teacher_loss], len(student_nV) / len(self.hidden_NH)
         value, gradient_nV = closed_form(student_nV, self.teacher_logits(chunk), self.objective)
@@ -214,6 +235,11 @@ class _FormedInForward(torch.autograd.Function):
 
 def _is_closed(objective: Objective) -> bool:
     return objective.teacher_loss in CLOSED_FORMS and not objective.cross_entropy_weight
+
+
+def _can_be_fused(objective: Objective, head: Head) -> bool:
+    is_forward_kl = objective.teacher_loss == "forward_kl" and objective.temperature == 1
+    return is_forward_kl and _is_closed(objective) and head.cap is None
 
 
 def _add_product(total_VH: Tensor, left_nV: Tensor, right_nH: Tensor, *, max_bytes: int) -> None:

@@ -165,6 +165,7 @@ class Training:
             group["lr"] = learning_rate(position.step, request)
         first = position.step * self._batch_windows
         losses = self._backward(self._order[first : first + self._batch_windows])
+        self._prefetch(self._order[first + self._batch_windows :])
         norm = clip_grad_norm_(self._trained.values(), request.max_grad_norm)
         loss, hidden, gradient_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()  # one wait for the device
         self._note(loss, hidden, gradient_norm)
@@ -184,12 +185,23 @@ class Training:
             self._halve()  # outside of the handler, whose traceback holds the step's tensors
 
     def _accumulate(self, numbers: Tensor) -> _Losses:
-        totals = (torch.zeros((), device=self.student.device),) * 2
-        for part in numbers.split(self.position.micro_batch_windows):
+        totals, parts = (torch.zeros((), device=self.student.device),) * 2, self._parts(numbers)
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
             logits, hidden = (loss * (len(part) / len(numbers)) for loss in self._losses(part))
             (logits + self.position.hidden_weight * hidden).backward()
             totals = (totals[0] + logits.detach(), totals[1] + hidden.detach())
+            if following is not None:
+                self._targets.prefetch(following)
         return totals
+
+    def _parts(self, numbers: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = numbers.split(self.position.micro_batch_windows)
+        return parts
+
+    def _prefetch(self, coming: Tensor) -> None:
+        """While the device is busy with this step: the first of what the next ones need."""
+        if len(coming) and self._request.loss != "cross_entropy":
+            self._targets.prefetch(self._parts(coming[: self._batch_windows])[0])
 
     def _losses(self, numbers: Tensor) -> _Losses:
         batch_BT = self._windows[numbers].to(self.student.device)
@@ -260,7 +272,9 @@ def _autocast_dtype(request: DistillationRequest, device: torch.device) -> torch
 def _body(student: PreTrainedModel, request: DistillationRequest) -> Callable[..., Any]:
     """What makes the final norm's output of tokens: all of the student but its head."""
     if request.activation_checkpointing:
-        student.activation_checkpointing_enable()
+        # which transformers 5.17 calls by another name, that the newest ones are about to forget
+        renamed = hasattr(student, "activation_checkpointing_enable")
+        (student.activation_checkpointing_enable if renamed else student.gradient_checkpointing_enable)()
         for module in student.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # what it asks for; its children, and with them dropout, stay as they are

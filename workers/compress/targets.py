@@ -65,6 +65,9 @@ class Targets(ABC):
     def outputs(self, numbers: Tensor) -> Outputs:
         """Of the windows with these numbers (B,), on the head's device, without gradient."""
 
+    def prefetch(self, numbers: Tensor) -> None:  # noqa: B027
+        """What `outputs` will be asked for next: where it comes from elsewhere, it sets out while the device works."""
+
 
 @final
 class LiveTargets(Targets):
@@ -103,6 +106,7 @@ class KeptTargets(Targets):
     ) -> None:
         super().__init__(head)
         self._chunks, self._inside = chunks, inside or {}
+        self._ahead: tuple[list[int], Outputs, torch.cuda.Stream] | None = None
 
     @classmethod
     def load(cls, kept: Kept, head: Head, artifacts: ArtifactStore) -> "KeptTargets":
@@ -119,13 +123,34 @@ class KeptTargets(Targets):
 
     def outputs(self, numbers: Tensor) -> Outputs:
         """See `Targets.outputs`."""
-        inside = {state: self._chosen(chunks, numbers) for state, chunks in self._inside.items()}
-        return Outputs(final=self._chosen(self._chunks, numbers), inside=inside)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] != numbers.tolist():
+            return self._chosen(numbers)
+        _, outputs, stream = ahead
+        current = torch.cuda.current_stream()
+        current.wait_stream(stream)
+        for tensor in (outputs.final, *outputs.inside.values()):
+            tensor.record_stream(current)  # or its memory could be given out while it is read here
+        return outputs
 
-    def _chosen(self, chunks: Sequence[Tensor], numbers: Tensor) -> Tensor:
-        size = len(chunks[0])
-        chosen = torch.stack([chunks[number // size][number % size] for number in numbers.tolist()])
-        return chosen.to(self.head.weight_VH.device)
+    def prefetch(self, numbers: Tensor) -> None:
+        """See `Targets.prefetch`. On a GPU the copy is on its way beside the kernels, from pinned memory."""
+        device = self.head.weight_VH.device
+        if device.type == "cuda":
+            stream = self._ahead[2] if self._ahead else torch.cuda.Stream(device)
+            with torch.cuda.stream(stream):
+                self._ahead = (numbers.tolist(), self._chosen(numbers), stream)
+
+    def _chosen(self, numbers: Tensor) -> Outputs:
+        inside = {state: self._of(chunks, numbers) for state, chunks in self._inside.items()}
+        return Outputs(final=self._of(self._chunks, numbers), inside=inside)
+
+    def _of(self, chunks: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        device, size = self.head.weight_VH.device, len(chunks[0])
+        shape, pinned = (len(numbers), *chunks[0].shape[1:]), device.type == "cuda"
+        chosen = torch.empty(shape, dtype=chunks[0].dtype, pin_memory=pinned)
+        torch.stack([chunks[number // size][number % size] for number in numbers.tolist()], out=chosen)
+        return chosen.to(device, non_blocking=True)
 
 
 def kept_dtype(wanted: TargetsDtype, computed: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.support.memory import peak_bytes
 from workers.compress.chunked import chunk_tokens, chunked_loss
+from workers.compress.fused import MATRICES_FUSED
 from workers.compress.head import Head
 from workers.compress.losses import NO_LABEL, TEACHER_LOSSES, Objective, cross_entropy
 
@@ -229,4 +230,6 @@ def test_a_real_vocabulary_takes_less_than_2_gib() -> None:
     """The docstring's arithmetic, from the tests' measurements: 8,192 tokens, 128,256 words, 4,096 channels."""
     copy, of_hidden, work = 2 * 128_256 * 4_096, 2 * 8_192 * 4_096, 768 * 2**20
     assert copy + of_hidden + work == 1_923_088_384 < 2**31
-    assert chunk_tokens(Objective(), 128_256, torch.bfloat16, max_bytes=work) == 261
+    assert chunk_tokens(Objective(), 128_256, torch.bfloat16, max_bytes=work) == 256
+    assert chunk_tokens(Objective(), 128_256, torch.bfloat16, max_bytes=work, fused=True) == 1_024
+    assert 1_024 * MATRICES_FUSED * 2 * 128_256 <= work

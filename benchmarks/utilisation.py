@@ -153,6 +153,8 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
     naive: bool = False
+    #: Windows that go through at a time; None: all of a step's.
+    micro_batch_windows: int | None = None
     #: The only one that attention may use; None: as torch chooses.
     attention: SDPBackend | None = None
 
@@ -165,7 +167,7 @@ VARIANTS = (
     Variant(name="ours, compiled", settings={"compile": True}),
     Variant(name="ours, compiled, FlashAttention 2", settings={"compile": True}, attention=SDPBackend.FLASH_ATTENTION),
     Variant(name="naive", naive=True),
-    Variant(name="naive, a window at a time", naive=True, settings={"micro_batch_windows": 1}),
+    Variant(name="naive, a window at a time", naive=True, micro_batch_windows=1),
 )
 
 PROFILED = ("ours", "ours, compiled")
@@ -218,9 +220,9 @@ KINDS: Mapping[str, Sequence[str]] = {
     "attention": ("flash", "fmha", "attention", "cudnn"),
     "optimiser, gradient norm": ("multi_tensor", "foreach", "adam"),
     "softmax": ("softmax",),
+    "compiled, fused": ("triton",),
     "copies between host and device": ("htod", "dtoh"),
     "copies and casts on the device": ("dtod", "copy", "memset", "fill"),
-    "compiled, fused": ("triton",),
     "reductions": ("reduce",),
     "element by element": ("elementwise",),
 }
@@ -245,6 +247,8 @@ def profiled(act: Callable[[], Any], *, device: str) -> str:
     kernels = sorted(((milliseconds(event), event.count, event.key) for event in averages), reverse=True)
     totals: dict[str, float] = {}
     for spent, _, name in kernels:
+        if name.startswith("Optimizer."):  # a range around kernels that are there by themselves
+            continue
         kind = next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "other")
         totals[kind] = totals.get(kind, 0.0) + spent
     by_kind = sorted(totals.items(), key=lambda item: -item[1])
@@ -300,7 +304,7 @@ class Bench:
     def _naive(self, student: PreTrainedModel, variant: Variant) -> Callable[[], Any]:
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=True)
         batch = self.windows[: self.size.windows].to(self.device)
-        parts = batch.split(variant.settings.get("micro_batch_windows", len(batch)))
+        parts = batch.split(variant.micro_batch_windows or len(batch))
         return lambda: naive_step(student, self.teacher, optimizer, parts)
 
 
@@ -354,8 +358,10 @@ def report(name: str, size: Size, found: Sequence[Outcome]) -> str:
         share = f"{flops / middle / peak:.1%}" if peak else "peak unknown"
         cells = [outcome.variant.name, f"{middle:.4f}", f"{min(outcome.seconds):.4f} to {max(outcome.seconds):.4f}"]
         cells += [f"{flops / middle:.4g}", share, f"{outcome.peak / 2**30:.2f}" if outcome.peak else "–"]
-        guessed = estimated_peak(size, outcome.variant, device="cuda" if cuda else "cpu") if outcome.peak else 0
-        cells += ["–" if outcome.variant.naive or not guessed else f"{guessed / 2**30:.2f}"]
+        guessed = (
+            0 if outcome.variant.naive else estimated_peak(size, outcome.variant, device="cuda" if cuda else "cpu")
+        )
+        cells += [f"{guessed / 2**30:.2f}" if guessed else "–"]
         lines.append(f"| {' | '.join(cells)} |")
     for outcome in found:
         if outcome.profile:

@@ -220,17 +220,17 @@ def _head_work_bytes(
 ) -> int:
     """One chunk of tokens: as many as the bytes allow, one at least."""
     mixed = distillation.cross_entropy_weight > 0
-    if device == "cuda" and _is_fused(a, distillation):
-        of_token = HEAD_MATRICES_FUSED * bytes_per_value * a.vocab_size
-        return min(tokens, _aligned(HEAD_WORK_BYTES[device] // of_token)) * of_token
     of_matrix = _FLOAT32 * a.vocab_size
     reckoned = 6 if distillation.loss in ("forward_kl", "taid") and not mixed else 10
     chunk = _aligned(HEAD_WORK_BYTES[device] // (reckoned * of_matrix))
+    if device == "cuda" and tokens > chunk and _may_be_fused(a, distillation):
+        of_token = HEAD_MATRICES_FUSED * bytes_per_value * a.vocab_size
+        return min(tokens, _aligned(HEAD_WORK_BYTES[device] // of_token)) * of_token
     return min(tokens, chunk) * HEAD_MATRICES[distillation.loss][mixed] * of_matrix
 
 
-def _is_fused(a: Architecture, distillation: DistillationRequest) -> bool:
-    """As `workers.compress.chunked` decides on a GPU."""
+def _may_be_fused(a: Architecture, distillation: DistillationRequest) -> bool:
+    """As `workers.compress.chunked` decides."""
     is_plain = distillation.temperature == 1 and not distillation.cross_entropy_weight
     return distillation.loss == "forward_kl" and is_plain and a.family not in _CAPPED
 

@@ -11,7 +11,7 @@ Legend: N tokens, n tokens of a chunk, V vocabulary, H hidden channels of the st
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -54,8 +54,8 @@ def chunked_loss(
 
     **dtypes.** The student's logits are computed in the dtype of its hidden states, or in autocast's where that is
     on, from a copy of the weight if the weight has another; the teacher's in that of its weight. Losses are taken in
-    float32 at least. The weight's gradient is summed over chunks in float32 at least, each chunk's share rounded to
-    the dtype that the logits are computed in.
+    float32 at least. The weight's gradient is summed over chunks in float32 at least; on the CPU each chunk's share is
+    rounded to the dtype that the logits are computed in.
 
     **Memory** beyond the arguments and the weight's gradient (V, H), in bytes, at N = 8,192, V = 128,256 and
     H = K = 4,096, hidden states in bfloat16, the student's weight in float32:
@@ -86,7 +86,7 @@ def chunked_loss(
     assert labels_N is not None or not objective.cross_entropy_weight, "cross-entropy needs labels"
     device, weight_VH = student_hidden_NH.device.type, student_head.weight_VH
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden_NH.dtype
-    fused = fused_forward_kl(device) if _can_be_fused(objective, student_head) else None
+    max_bytes = max_bytes or _MAX_BYTES.get(device, _MAX_BYTES_ELSEWHERE)
     tokens = _Tokens(
         hidden_NH=student_hidden_NH.detach().flatten(0, -2),
         head=Head(weight_VH=weight_VH.detach().to(compute_dtype), cap=student_head.cap),
@@ -94,9 +94,10 @@ def chunked_loss(
         teacher_head=teacher_head,
         labels_N=None if labels_N is None else labels_N.flatten(),
         objective=objective,
-        max_bytes=max_bytes or _MAX_BYTES.get(device, _MAX_BYTES_ELSEWHERE),
-        fused=fused,
+        max_bytes=max_bytes,
     )
+    if tokens.would_gain():
+        tokens = replace(tokens, fused=fused_forward_kl(device))
     with torch.autocast(device, enabled=False):  # the dtypes are decided
         if torch.is_grad_enabled() and (student_hidden_NH.requires_grad or weight_VH.requires_grad):
             loss: Tensor = _FormedInForward.apply(student_hidden_NH, weight_VH, tokens)  # type: ignore[no-untyped-call]
@@ -137,7 +138,13 @@ class _Tokens:
     objective: Objective
     max_bytes: int
     #: Of forward KL, where there is such a one.
-    fused: Fused | None
+    fused: Fused | None = None
+
+    def would_gain(self) -> bool:
+        """Whether it may be compiled, and is large enough for that to pay: it would not be done in one piece."""
+        objective = self.objective
+        may = _is_closed(objective) and objective.teacher_loss == "forward_kl" and objective.temperature == 1
+        return may and self.head.cap is None and len(list(self.chunks())) > 1
 
     def chunks(self) -> Iterator[slice]:
         """Which tokens are taken at a time."""
@@ -237,15 +244,13 @@ def _is_closed(objective: Objective) -> bool:
     return objective.teacher_loss in CLOSED_FORMS and not objective.cross_entropy_weight
 
 
-def _can_be_fused(objective: Objective, head: Head) -> bool:
-    is_forward_kl = objective.teacher_loss == "forward_kl" and objective.temperature == 1
-    return is_forward_kl and _is_closed(objective) and head.cap is None
-
-
 def _add_product(total_VH: Tensor, left_nV: Tensor, right_nH: Tensor, *, max_bytes: int) -> None:
     """total += leftᵀ · right; a product of another dtype than the total's exists for some rows at a time."""
     if total_VH.dtype == left_nV.dtype:
         total_VH.addmm_(left_nV.T, right_nH)
+        return
+    if total_VH.is_cuda:  # where matrix products can be summed in float32 and go nowhere else
+        torch.addmm(total_VH, left_nV.T, right_nH, out_dtype=total_VH.dtype, out=total_VH)
         return
     row_bytes = right_nH.shape[1] * (total_VH.itemsize + left_nV.itemsize)
     rows = max(1, max_bytes // _MATRICES_CLOSED // row_bytes)

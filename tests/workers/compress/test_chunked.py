@@ -232,4 +232,4 @@ def test_a_real_vocabulary_takes_less_than_2_gib() -> None:
     assert copy + of_hidden + work == 1_923_088_384 < 2**31
     assert chunk_tokens(Objective(), 128_256, torch.bfloat16, max_bytes=work) == 256
     assert chunk_tokens(Objective(), 128_256, torch.bfloat16, max_bytes=work, fused=True) == 1_024
-    assert 1_024 * MATRICES_FUSED * 2 * 128_256 <= work
+    assert work >= 1_024 * MATRICES_FUSED * 2 * 128_256

@@ -165,12 +165,13 @@ def out_of_memory(subject: Subject) -> Row:
     training = subject.training(request)
     torch.cuda.reset_peak_memory_stats()
     first = training.advance(1).train_loss
-    peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    needed = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
     training = subject.training(request)
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((held + 0.6 * (peak - held)) / total)
+    # of what is reserved: some of it cannot be given back, and counts
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 0.6 * needed) / total)
     try:
         losses = [training.advance(step + 1).train_loss for step in range(subject.steps)]
     finally:
@@ -253,7 +254,7 @@ def _liger(
     loss = LigerFusedLinearJSD(jsd_beta=0.0)  # forward KL by its convention
 
     def act() -> Tensor:
-        return with_gradients(loss(hidden, weight.to(hidden.dtype), taught, teacher.weight_VH))
+        return with_gradients(loss(hidden, weight.to(hidden.dtype), taught, teacher.weight_VH, None))
 
     return act
 

@@ -5,9 +5,9 @@ where the run is measured, stopped or ended.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import final
 
 import structlog
 import torch
@@ -269,17 +269,27 @@ def _autocast_dtype(request: DistillationRequest, device: torch.device) -> torch
     return torch.bfloat16 if in_bfloat16 else None
 
 
-def _body(student: PreTrainedModel, request: DistillationRequest) -> Callable[..., Any]:
+def _body(student: PreTrainedModel, request: DistillationRequest) -> nn.Module:
     """What makes the final norm's output of tokens: all of the student but its head."""
+    layers = [module for module in student.modules() if isinstance(module, GradientCheckpointingLayer)]
     if request.activation_checkpointing:
         # which transformers 5.17 calls by another name, that the newest ones are about to forget
         renamed = hasattr(student, "activation_checkpointing_enable")
         (student.activation_checkpointing_enable if renamed else student.gradient_checkpointing_enable)()
-        for module in student.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # what it asks for; its children, and with them dropout, stay as they are
+        for layer in layers:
+            layer.training = True  # what it asks for; its children, and with them dropout, stay as they are
+    if request.compile:
+        _compile(layers)
     body: nn.Module = student.base_model
-    return torch.compile(body) if request.compile else body
+    return body
+
+
+def _compile(layers: Sequence[nn.Module]) -> None:
+    """Compile one layer after the other: they share what is compiled, and around them nothing is to be gained. Where
+    the whole body is compiled, transformers writes the causal mask out, and attention takes three times as long."""
+    torch.compiler.reset()  # an earlier candidate's layers have other shapes; eight of them, and torch compiles no more
+    for layer in layers:
+        layer.compile()
 
 
 def next_tokens(batch_BT: Tensor) -> Tensor:

@@ -275,6 +275,7 @@ def test_bfloat16_products_come_near_to_float32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.filterwarnings("ignore:.*grad attribute of a Tensor:UserWarning")  # which it looks at itself
 def test_compiled_it_is_the_same_run_but_for_the_rounding() -> None:
     teacher = in_float32(0, num_hidden_layers=4)
     plain, compiled = (in_float32_with(teacher, compile=compile) for compile in (False, True))

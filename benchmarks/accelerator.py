@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -241,22 +240,7 @@ def head_work(tokens: int, vocabulary: int, width: int, device: str) -> Mapping[
         "in chunks of 256 MiB": lambda: chunked(256 * MIB),
         "in chunks of 2 GiB": lambda: chunked(2048 * MIB),
     }
-    if device == "cuda" and find_spec("liger_kernel"):
-        ways["liger-kernel's fused linear JSD at beta 0"] = _liger(hidden, weight, taught, teacher, _with_gradients)
     return ways
-
-
-def _liger(
-    hidden: Tensor, weight: Tensor, taught: Tensor, teacher: Head, with_gradients: Callable[[Tensor], Tensor]
-) -> Callable[[], Any]:
-    from liger_kernel.transformers.fused_linear_jsd import LigerFusedLinearJSD  # type: ignore[import-not-found]
-
-    loss = LigerFusedLinearJSD(jsd_beta=0.0)  # forward KL by its convention
-
-    def act() -> Tensor:
-        return with_gradients(loss(hidden, weight.to(hidden.dtype), taught, teacher.weight_VH, None))
-
-    return act
 
 
 def head_table(tokens: int, vocabulary: int, width: int, device: str, *, repeats: int) -> list[str]:

@@ -50,8 +50,8 @@ class DistillationRequest:
     """Whether a layer's activations are computed again on the way back, instead of kept: less memory, about a third
     more time."""
     compile: bool = False
-    """Whether the student's layers go through `torch.compile`. It takes a minute or more at the start of each
-    candidate, so it pays for long runs; it needs a C++ compiler where the worker runs."""
+    """Whether the student's layers go through `torch.compile`. It takes a while at the start of each candidate, so it
+    pays for long runs; it needs a C++ compiler where the worker runs."""
     learning_rate: float | Literal["auto"] = 1e-3
     """The peak. It moves the result as much as the architecture does: see the README. `auto`: the best of several,
     each tried for a quarter of the run on one architecture of each budget, before the first candidate."""

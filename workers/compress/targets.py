@@ -106,7 +106,8 @@ class KeptTargets(Targets):
     ) -> None:
         super().__init__(head)
         self._chunks, self._inside = chunks, inside or {}
-        self._ahead: tuple[list[int], Outputs, torch.cuda.Stream] | None = None
+        self._ahead: tuple[list[int], Outputs] | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     @classmethod
     def load(cls, kept: Kept, head: Head, artifacts: ArtifactStore) -> "KeptTargets":
@@ -124,11 +125,10 @@ class KeptTargets(Targets):
     def outputs(self, numbers: Tensor) -> Outputs:
         """See `Targets.outputs`."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[0] != numbers.tolist():
+        if ahead is None or self._stream is None or ahead[0] != numbers.tolist():
             return self._chosen(numbers)
-        _, outputs, stream = ahead
-        current = torch.cuda.current_stream()
-        current.wait_stream(stream)
+        outputs, current = ahead[1], torch.cuda.current_stream()
+        current.wait_stream(self._stream)
         for tensor in (outputs.final, *outputs.inside.values()):
             tensor.record_stream(current)  # or its memory could be given out while it is read here
         return outputs
@@ -137,9 +137,9 @@ class KeptTargets(Targets):
         """See `Targets.prefetch`. On a GPU the copy is on its way beside the kernels, from pinned memory."""
         device = self.head.weight_VH.device
         if device.type == "cuda":
-            stream = self._ahead[2] if self._ahead else torch.cuda.Stream(device)
-            with torch.cuda.stream(stream):
-                self._ahead = (numbers.tolist(), self._chosen(numbers), stream)
+            self._stream = self._stream or torch.cuda.Stream(device)  # one for all: each has a memory pool of its own
+            with torch.cuda.stream(self._stream):
+                self._ahead = (numbers.tolist(), self._chosen(numbers))
 
     def _chosen(self, numbers: Tensor) -> Outputs:
         inside = {state: self._of(chunks, numbers) for state, chunks in self._inside.items()}

@@ -190,6 +190,29 @@ def test_without_the_teachers_loss_the_teacher_is_not_asked(teacher: PreTrainedM
     assert last.train_loss < first.train_loss
 
 
+@pytest.mark.parametrize("micro_batch_tokens", [None, 16])
+def test_what_is_fetched_ahead_is_what_is_asked_for_next(
+    teacher: PreTrainedModel, micro_batch_tokens: int | None
+) -> None:
+    class Noted(Targets):
+        def __init__(self, inner: Targets) -> None:
+            super().__init__(inner.head)
+            self.inner, self.ahead, self.asked = inner, [], []  # type: ignore[var-annotated]
+
+        def outputs(self, numbers: Tensor) -> Outputs:
+            self.asked.append(numbers.tolist())
+            return self.inner.outputs(numbers)
+
+        def prefetch(self, numbers: Tensor) -> None:
+            self.ahead.append(numbers.tolist())
+
+    noted = Noted(LiveTargets(teacher, WINDOWS))
+    request = replace(REQUEST, micro_batch_tokens=micro_batch_tokens)
+    Training(new_student(), noted, WINDOWS, request, seed=0).advance(request.steps)
+    assert len(noted.asked) == request.steps * (2 if micro_batch_tokens else 1)
+    assert noted.ahead == noted.asked[1:]
+
+
 def test_a_run_that_diverges_says_at_which_step_and_why(teacher: PreTrainedModel) -> None:
     student = new_student()
     training = training_of(student, teacher)

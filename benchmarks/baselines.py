@@ -9,6 +9,8 @@ from search.architecture import Architecture
 from search.counting import parameters
 from search.feasible import FeasibleSet
 from search.ports import Observation, Strategy
+from search.strategies.seeding import seed_of
+from search.strategies.standing import ranked
 
 #: Where the grid stands on every axis, relatively: with four free axes fewer than 20 candidates, as in the paper.
 GRID = (0.25, 0.75)
@@ -44,6 +46,52 @@ class BeginningWith(Strategy):
         """For the other strategy."""
         if self._then is not None:
             self._then.observe(observation)
+
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """For the other strategy."""
+        if self._then is not None:
+            self._then.observe_neighbour(budget_index, observation)
+
+
+class StartingBeside(Strategy):
+    """As another strategy, but that some of its first proposals are what neighbouring budgets found best.
+
+    Args:
+        feasible: what may be proposed.
+        then: is told everything of the own budget.
+        seed: of the search.
+        num_startup: until so many candidates have a loss, every second proposal, by chance, is the point nearest to
+            one of the neighbours' best `NUM_BEST`, unless all of these are taken.
+    """
+
+    NUM_BEST = 3
+
+    def __init__(self, feasible: FeasibleSet, then: Strategy, *, seed: int, num_startup: int) -> None:
+        self._feasible = feasible
+        self._then = then
+        self._seed = seed
+        self._num_startup = num_startup
+        self._own: dict[int, Observation] = {}
+        self._theirs: dict[int, Observation] = {}
+
+    def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
+        """One beside the neighbours' best, or the other strategy's."""
+        is_starting = len(ranked(self._own.values())) < self._num_startup
+        if is_starting and random.Random(seed_of(self._seed, number)).random() < 0.5:
+            for best in ranked(self._theirs.values())[: self.NUM_BEST]:
+                point = self._feasible.nearest(self._feasible.position_beside(best.architecture), taken=())
+                if point is not None and point.digest not in taken:
+                    return point
+        return self._then.ask(number, taken=taken)
+
+    def observe(self, observation: Observation) -> None:
+        """For both."""
+        self._own[observation.number] = observation
+        self._then.observe(observation)
+
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """For the beginning."""
+        self._theirs[observation.number] = observation
 
 
 def even_grid(feasible: FeasibleSet, seed: int) -> Strategy:

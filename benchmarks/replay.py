@@ -117,6 +117,10 @@ class Outcome:
 
     candidates: tuple[CandidateRecord, ...]
 
+    def of_budget(self, index: int) -> "Outcome":
+        """What it was for one of several budgets."""
+        return Outcome(candidates=tuple(each for each in self.candidates if each.budget_index == index))
+
     @property
     def tokens(self) -> int:
         """Spent."""
@@ -146,7 +150,32 @@ def replay(
         max_tokens: see `search.request.LimitsRequest`: where nothing would be complete, one candidate goes to its end
             even so.
     """
-    return _Replay(recorded, strategy, seed, halving).finished(max_tokens)
+    return replay_together([recorded], [strategy], seed=seed, halving=halving, max_tokens=max_tokens)
+
+
+def replay_together(
+    recorded: Sequence[Recorded],
+    strategies: Sequence[Strategy],
+    *,
+    seed: int,
+    halving: Halving | None = None,
+    max_tokens: float = math.inf,
+    max_candidates: float = math.inf,
+    shares: bool = False,
+) -> Outcome:
+    """The same of several budgets, whose candidates begin in turn.
+
+    Args:
+        recorded: of each budget, all of as many tokens a run.
+        strategies: a fresh one for each.
+        seed: see `replay`.
+        halving: see `replay`.
+        max_tokens: of all budgets together.
+        max_candidates: of each budget.
+        shares: whether strategies are told of the other budgets, as with ``strategy.share_between_budgets`` and at
+            most two.
+    """
+    return _Replay(recorded, strategies, seed, halving, max_candidates, shares).finished(max_tokens)
 
 
 def replays(
@@ -166,37 +195,71 @@ def replays(
         seed: see `replay`.
         halving: see `replay`.
     """
-    strategy = _Remembering(make, _Told(), [])
-    unlimited = _Replay(recorded, strategy, seed, halving)
+    return replays_together([recorded], [make], limits, seed=seed, halving=halving)
+
+
+def replays_together(
+    recorded: Sequence[Recorded],
+    makes: Sequence[Callable[[], Strategy]],
+    limits: Sequence[int],
+    *,
+    seed: int,
+    halving: Halving | None = None,
+    max_candidates: float = math.inf,
+    shares: bool = False,
+) -> Iterator[Outcome]:
+    """The same of several budgets.
+
+    Args:
+        recorded: see `replay_together`, as for the others.
+        makes: see `replays`, one for each budget.
+        limits: ascending; of all budgets together.
+    """
+    strategies = [_Remembering(make, _Told(), []) for make in makes]
+    unlimited = _Replay(recorded, strategies, seed, halving, max_candidates, shares)
     for limit in limits:
         unlimited.advance(limit)
-        yield unlimited.beginning(strategy.copy()).finished(limit)
+        yield unlimited.beginning([each.copy() for each in strategies]).finished(limit)
 
 
 class _Replay:
-    def __init__(self, recorded: Recorded, strategy: Strategy, seed: int, halving: Halving | None) -> None:
+    def __init__(
+        self,
+        recorded: Sequence[Recorded],
+        strategies: Sequence[Strategy],
+        seed: int,
+        halving: Halving | None,
+        max_candidates: float,
+        shares: bool,
+    ) -> None:
         self.recorded = recorded
-        self.strategy = strategy
+        self.strategies = strategies
         self.seed = seed
-        self.halving = halving or Halving(rungs=(recorded.tokens,))
+        self.halving = halving or Halving(rungs=(recorded[0].tokens,))
+        self.max_candidates = max_candidates
+        self.shares = shares
+        #: By number.
         self.candidates: list[_Candidate] = []
+        #: Of each budget, the numbers.
+        self.numbers: list[list[int]] = [[] for _ in recorded]
         self.taken: set[str] = set()
         self.spent = 0
 
-    def beginning(self, strategy: Strategy) -> "_Replay":
+    def beginning(self, strategies: Sequence[Strategy]) -> "_Replay":
         """Another that has come as far.
 
         Args:
-            strategy: that was told as much.
+            strategies: that were told as much.
         """
-        other = _Replay(self.recorded, strategy, self.seed, self.halving)
+        other = _Replay(self.recorded, strategies, self.seed, self.halving, self.max_candidates, self.shares)
         other.candidates, other.taken, other.spent = self.candidates.copy(), self.taken.copy(), self.spent
+        other.numbers = [numbers.copy() for numbers in self.numbers]
         return other
 
     def advance(self, limit: float) -> None:
         """As far as the limit plays no part."""
         while True:
-            best = self._best(is_closed=False)
+            best = self._promoted()
             if not self._affords(best, limit):
                 return
             candidate = best or self._asked() or self._seen_through()
@@ -211,7 +274,7 @@ class _Replay:
         return Outcome(candidates=tuple(self.candidates))
 
     def _next(self, limit: float) -> "_Candidate | None":
-        best = self._best(is_closed=False)
+        best = self._promoted()
         if best is not None and self._affords(best, limit):
             return best
         asked = self._asked() if self._affords(None, limit) else None
@@ -223,25 +286,45 @@ class _Replay:
         cost = rungs[0] if candidate is None else next_rung(candidate, rungs) - (candidate.reached or 0)
         return self.spent + cost <= limit
 
-    def _best(self, *, is_closed: bool) -> "_Candidate | None":
+    def _promoted(self) -> "_Candidate | None":
+        """Those of the first budget first."""
+        found = (self._best(index, is_closed=False) for index in range(len(self.recorded)))
+        return next((best for best in found if best is not None), None)
+
+    def _best(self, budget_index: int, *, is_closed: bool) -> "_Candidate | None":
+        own = [self.candidates[number] for number in self.numbers[budget_index]]
         rungs, factor = self.halving.rungs, self.halving.reduction_factor
-        best = promotable(self.candidates, rungs, reduction_factor=factor, is_closed=is_closed)
+        best = promotable(own, rungs, reduction_factor=factor, is_closed=is_closed)
         return None if best is None else self.candidates[best.number]
 
     def _asked(self) -> "_Candidate | None":
-        number = len(self.candidates)
-        architecture = self.strategy.ask(number, taken=self.taken)
+        """Of the budget with the fewest that has one."""
+        sizes = sorted((len(numbers), index) for index, numbers in enumerate(self.numbers))
+        found = (self._asked_of(index) for size, index in sizes if size < self.max_candidates)
+        return next((candidate for candidate in found if candidate is not None), None)
+
+    def _asked_of(self, budget_index: int) -> "_Candidate | None":
+        number, strategy = len(self.candidates), self.strategies[budget_index]
+        architecture = strategy.ask(number, taken=self.taken)
         if architecture is None:
             return None
-        candidate = _Candidate.proposed(number, architecture, self.recorded.curve(architecture, seed=self.seed))
+        curve = self.recorded[budget_index].curve(architecture, seed=self.seed)
+        candidate = _Candidate.proposed(number, budget_index, architecture, curve)
         self.taken.add(architecture.digest)
         self.candidates.append(candidate)
-        self.strategy.observe(Observation(number=number, architecture=architecture, state=RunState.PENDING))
+        self.numbers[budget_index].append(number)
+        strategy.observe(Observation(number=number, architecture=architecture, state=RunState.PENDING))
         return candidate
 
     def _seen_through(self) -> "_Candidate | None":
-        is_complete = any(each.state is RunState.COMPLETED for each in self.candidates)
-        return None if is_complete else self._best(is_closed=True)
+        for index, numbers in enumerate(self.numbers):
+            if not numbers:
+                return self._asked_of(index)
+            if not any(self.candidates[number].state is RunState.COMPLETED for number in numbers):
+                best = self._best(index, is_closed=True)
+                if best is not None:
+                    return best
+        return None
 
     def _train(self, candidate: "_Candidate") -> None:
         rungs = self.halving.rungs
@@ -249,16 +332,22 @@ class _Replay:
         after = candidate.trained(tokens, is_end=tokens == rungs[-1])
         self.candidates[candidate.number] = after
         self.spent += (after.reached or 0) - (candidate.reached or 0)
-        reached = None if after.state is RunState.FAILED else after.reached
-        self.strategy.observe(
-            Observation(
-                number=after.number,
-                architecture=after.architecture,
-                state=after.state,
-                tokens=reached,
-                loss=None if reached is None else after.loss_at(reached),
-            )
+        self._tell(after)
+
+    def _tell(self, candidate: "_Candidate") -> None:
+        reached = None if candidate.state is RunState.FAILED else candidate.reached
+        observation = Observation(
+            number=candidate.number,
+            architecture=candidate.architecture,
+            state=candidate.state,
+            tokens=reached,
+            loss=None if reached is None else candidate.loss_at(reached),
         )
+        for index, strategy in enumerate(self.strategies):
+            if index == candidate.budget_index:
+                strategy.observe(observation)
+            elif self.shares:
+                strategy.observe_neighbour(candidate.budget_index, observation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +359,12 @@ class _Candidate(CandidateRecord):
     losses: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def proposed(cls, number: int, architecture: Architecture, curve: Curve) -> "_Candidate":
+    def proposed(cls, number: int, budget_index: int, architecture: Architecture, curve: Curve) -> "_Candidate":
         return cls(
             id=f"c-{number}",
             search_id="s-1",
             number=number,
-            budget_index=0,
+            budget_index=budget_index,
             architecture=architecture,
             parameters=parameters(architecture),
             non_embedding_parameters=non_embedding_parameters(architecture),
@@ -309,6 +398,10 @@ class _Candidate(CandidateRecord):
 # --- what a strategy has been asked before ----------------------------------------------------------------------------
 
 
+#: An observation, and whose it is: None where it is the own budget's.
+_Heard = tuple[int | None, Observation]
+
+
 class _Told:
     """A history of observations: what was answered then, and how it went on.
 
@@ -320,7 +413,7 @@ class _Told:
 
     def __init__(self) -> None:
         self.answers: dict[int, Architecture | None] = {}
-        self.then: dict[Observation, _Told] = {}
+        self.then: dict[_Heard, _Told] = {}
 
 
 class _Remembering(Strategy):
@@ -329,18 +422,18 @@ class _Remembering(Strategy):
     Args:
         make: a fresh one, always the same.
         told: where it stands.
-        observations: that led there.
+        heard: what led there.
     """
 
-    def __init__(self, make: Callable[[], Strategy], told: _Told, observations: Sequence[Observation]) -> None:
+    def __init__(self, make: Callable[[], Strategy], told: _Told, heard: Sequence[_Heard]) -> None:
         self._make = make
         self._told = told
-        self._observations = list(observations)
+        self._heard = list(heard)
         self._strategy: Strategy | None = None
         self._num_passed_on = 0
 
     def copy(self) -> "_Remembering":
-        return _Remembering(self._make, self._told, self._observations)
+        return _Remembering(self._make, self._told, self._heard)
 
     def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
         answers = self._told.answers
@@ -349,12 +442,22 @@ class _Remembering(Strategy):
         return answers[number]
 
     def observe(self, observation: Observation) -> None:
-        self._observations.append(observation)
-        self._told = self._told.then.setdefault(observation, _Told())
+        self._hear(None, observation)
+
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        self._hear(budget_index, observation)
+
+    def _hear(self, budget_index: int | None, observation: Observation) -> None:
+        heard = (budget_index, observation)
+        self._heard.append(heard)
+        self._told = self._told.then.setdefault(heard, _Told())
 
     def _caught_up(self) -> Strategy:
         self._strategy = self._strategy or self._make()
-        for observation in self._observations[self._num_passed_on :]:
-            self._strategy.observe(observation)
-        self._num_passed_on = len(self._observations)
+        for budget_index, observation in self._heard[self._num_passed_on :]:
+            if budget_index is None:
+                self._strategy.observe(observation)
+            else:
+                self._strategy.observe_neighbour(budget_index, observation)
+        self._num_passed_on = len(self._heard)
         return self._strategy

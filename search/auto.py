@@ -23,7 +23,8 @@ def resolved(request: StrategyRequest, limits: LimitsRequest, num_proposals: Seq
 
     ``exhaustive`` where every architecture of every budget will be begun anyway: where there are no more than
     ``max_candidates`` and no limit on tokens. Else ``tpe``. Candidates are halved either way: as the request
-    says, else by four at rungs that are four times apart. Rungs that the request names stay.
+    says, else by four at rungs that are four times apart. Rungs that the request names stay. Where all is begun, there
+    is nothing that budgets could learn from each other.
 
     Args:
         request: as submitted.
@@ -35,4 +36,10 @@ def resolved(request: StrategyRequest, limits: LimitsRequest, num_proposals: Seq
     is_begun_whole = limits.max_tokens is None and max(num_proposals) <= request.max_candidates
     rungs = RUNGS if request.rungs == _DEFAULT_RUNGS else request.rungs
     halving = request.halving or (HalvingRequest(reduction_factor=REDUCTION_FACTOR) if len(rungs) > 1 else None)
-    return replace(request, kind="exhaustive" if is_begun_whole else "tpe", rungs=rungs, halving=halving)
+    return replace(
+        request,
+        kind="exhaustive" if is_begun_whole else "tpe",
+        rungs=rungs,
+        halving=halving,
+        share_between_budgets=request.share_between_budgets and not is_begun_whole,
+    )

@@ -1,7 +1,7 @@
 """`Budget`: a ceiling on parameters and a band below it, and ceilings on what else an architecture costs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -104,3 +104,16 @@ class Budget:
             "max_flops_per_token": partial(flops_per_token, sequence_length=self.sequence_length or 0),
             "max_checkpoint_bytes": checkpoint_bytes,
         }
+
+
+def neighbours(budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:
+    """For each budget the indices of its neighbours: the next smaller and the next larger one, as far as there are.
+
+    By the parameters that were asked for, whatever their basis; of equal ones the earlier counts as the smaller.
+    """
+    order = sorted(range(len(budgets)), key=lambda index: budgets[index].params)
+    places = {index: place for place, index in enumerate(order)}
+    return tuple(
+        tuple(order[place] for place in (places[index] - 1, places[index] + 1) if 0 <= place < len(order))
+        for index in range(len(budgets))
+    )

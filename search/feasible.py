@@ -135,6 +135,14 @@ class FeasibleSet:
             positions[:, place] = ranks / (len(self.outer_axes[axis]) - 1)
         return positions
 
+    def position_beside(self, architecture: Architecture) -> dict[str, float]:
+        """The same of an architecture that need not be feasible: between those of the values next to its own, and at
+        the end where its value lies beyond."""
+        return {
+            axis: float(np.interp(getattr(architecture, axis), list(ranks), list(ranks.values())))
+            for axis, ranks in self._relative.items()
+        }
+
     def nearest(self, position: Mapping[str, float], *, taken: Collection[str]) -> Architecture | None:
         """The point closest to a relative position whose digest is not `taken`; None where all are.
 

@@ -29,6 +29,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from search.budget import neighbours
 from search.counting import parameters
 from search.errors import Interrupted, InvalidInput
 from search.objectives import Objectives
@@ -136,6 +137,9 @@ class _Loop:
         self.losses: Counter[str] = Counter()
         self.slots = 0
         self.objectives = Objectives.of(search.request)
+        shares = search.request.strategy.share_between_budgets
+        #: For each budget those whose strategies learn of its candidates too.
+        self.neighbours = neighbours(search.budgets) if shares else ((),) * len(strategies)
 
     def run(self) -> tuple[JobState, str | None]:
         """To the end: how the search ended, and why where it failed."""
@@ -384,9 +388,13 @@ class _Loop:
     # --- tell -------------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
-        """Show the strategies what has changed, in the order of the candidates' numbers."""
+        """Show the strategies what has changed, in the order of the candidates' numbers: each its own, and where the
+        request shares its neighbours', too."""
         for _, candidate in sorted(self.untold.items()):
-            self.strategies[candidate.budget_index].observe(_observation(candidate, self.objectives))
+            observation, budget_index = _observation(candidate, self.objectives), candidate.budget_index
+            self.strategies[budget_index].observe(observation)
+            for neighbour in self.neighbours[budget_index]:
+                self.strategies[neighbour].observe_neighbour(budget_index, observation)
         self.untold.clear()
 
     def _write_down(self, event: EvaluationEvent) -> None:

@@ -74,8 +74,8 @@ class Strategy(ABC):
     """Proposes architectures for one budget.
 
     Not thread-safe; owned by one loop. It never proposes outside its budget, nor a digest in `taken`. Its state
-    follows from its construction arguments and the observations alone: a strategy rebuilt from the stored
-    candidates (observed in the order of their numbers) proposes what the old one would have proposed.
+    follows from its construction arguments and the observations alone, neighbours' included: a strategy rebuilt from
+    the stored candidates (observed in the order of their numbers) proposes what the old one would have proposed.
 
     A life: ``a = ask(0, taken=())``; the loop stores it and calls ``observe(0, a, PENDING)``; the candidate runs;
     ``observe(0, a, COMPLETED, loss=2.1)``; ``ask(1, taken={a.digest})`` …
@@ -88,6 +88,18 @@ class Strategy(ABC):
     @abstractmethod
     def observe(self, observation: Observation) -> None:
         """Learn of a candidate. A later observation of the same number replaces the earlier."""
+
+    @abstractmethod
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """Learn of a candidate of a neighbouring budget, where the request shares (``strategy.share_between_budgets``).
+
+        Numbers are the search's, so that none of a neighbour's is one of the own budget. A later observation of the
+        same number replaces the earlier. Who learns nothing of other budgets does nothing.
+
+        Args:
+            budget_index: whose it is: losses of different budgets are not compared as they are.
+            observation: its architecture may lie outside the own budget.
+        """
 
 
 # --- Evaluator ------------------------------------------------------------------------------------------------------

@@ -330,6 +330,10 @@ class StrategyRequest:
     repeats: RepeatsRequest | None = None
     """Whether the best are trained again with other seeds. Null: every candidate runs once, and nothing is known of how
     sure their order is."""
+    share_between_budgets: bool = False
+    """Whether each budget's proposals follow from what its neighbours have found, too: the next smaller and the next
+    larger budget. With `tpe` and `evolution`, and the loss alone; `auto` means it where it becomes `tpe`. Of no
+    consequence with a single budget."""
     seed: int = 0
     """Seeds the proposals and the order of the training windows."""
     deterministic: bool = False
@@ -345,6 +349,7 @@ class StrategyRequest:
         _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
         _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
         self._check_objectives()
+        self._check_sharing()
         ascending = all(low < high for low, high in pairwise(self.rungs))
         _require(
             len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,
@@ -376,6 +381,16 @@ class StrategyRequest:
             got=given,
             where="objectives",
             hint="Timings differ from run to run, and what is proposed would follow them.",
+        )
+
+    def _check_sharing(self) -> None:
+        learns = ("tpe", "evolution", "auto")
+        _require(
+            not self.share_between_budgets or (self.kind in learns and len(self.objectives) == 1),
+            expected=f"false, or one of {', '.join(learns)} as strategy.kind and the loss as the only objective",
+            got={"kind": self.kind, "objectives": list(self.objectives)},
+            where="share_between_budgets",
+            hint="The other strategies learn nothing of other budgets, and several objectives make no order to go by.",
         )
 
 

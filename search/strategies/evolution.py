@@ -14,6 +14,7 @@ from random import Random
 from search.architecture import Architecture
 from search.ports import Observation, Strategy
 from search.space import FeasibleSet
+from search.strategies.neighbouring import NeighbourBudgets
 from search.strategies.random import RandomStrategy
 from search.strategies.seeding import seed_of
 from search.strategies.standing import ranked
@@ -25,12 +26,12 @@ class EvolutionStrategy(Strategy):
     The first proposals are random. Then a parent is drawn from the best `num_parents`, and moved to a neighbour
     (`FeasibleSet.neighbours`), each as likely as any other; then, by chance, on from there. Where this ends on a point
     that is taken, another neighbour of the parent is tried, then another parent; where all of their neighbours are
-    taken, the proposal is random.
+    taken, the proposal is random. Parents from neighbouring budgets (`NeighbourBudgets`) are proposed themselves first.
 
     Args:
         feasible: what may be proposed.
         seed: of the search.
-        num_startup: proposals are random until this many candidates have a loss.
+        num_startup: proposals are random until this many candidates have a loss; those of neighbouring budgets count.
         num_parents: the best so many are parents. Four: a search has some tens of candidates, of which the first
             third is random; fewer would follow the noise of brief runs, more would hardly select.
         another_step: the chance of each further step. One half, so that half of the mutants lie right beside their
@@ -49,12 +50,13 @@ class EvolutionStrategy(Strategy):
         self._another_step = another_step
         self._random = RandomStrategy(feasible, seed=seed)
         self._observations: dict[int, Observation] = {}
+        self._others = NeighbourBudgets(feasible)
 
     def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
         """A mutant, or a random point where there is none that is not `taken`."""
         # of its methods, `random()` is the one whose sequence Python promises to keep
         draw = Random(seed_of(self._seed, number))
-        standing = ranked(self._observations.values())
+        standing = ranked(self._others.together(self._observations.values()))
         if len(standing) >= self._num_startup:
             parents = standing[: self._num_parents]
             for parent in sorted(parents, key=lambda _: draw.random()):
@@ -67,8 +69,15 @@ class EvolutionStrategy(Strategy):
         """Remember it in place of what was known of that candidate."""
         self._observations[observation.number] = observation
 
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """Have it stand among the own candidates."""
+        self._others.observe(budget_index, observation)
+
     def _mutant(self, parent: Architecture, draw: Random, taken: Collection[str]) -> Architecture | None:
-        """Some steps away from a parent, else beside it; None where all beside it are taken."""
+        """Some steps away from a parent, else beside it; None where all beside it are taken. One that is no candidate
+        yet itself."""
+        if parent.digest not in taken:
+            return parent
         beside = self._feasible.neighbours(parent)
         if not beside:
             return None

@@ -25,3 +25,6 @@ class RandomStrategy(Strategy):
 
     def observe(self, observation: Observation) -> None:
         """Nothing to learn: the order is fixed."""
+
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """Nothing to learn either."""

@@ -19,12 +19,16 @@ def ranked(observations: Iterable[Observation]) -> list[Observation]:
     reached = defaultdict[float, list[Observation]](list)
     for observation in sorted(observations, key=lambda each: each.number):
         if is_judged(observation):
-            is_complete = observation.state is RunState.COMPLETED
-            reached[math.inf if is_complete else observation.tokens or 0].append(observation)
+            reached[how_far(observation)].append(observation)
     order = []
     for _, group in sorted(reached.items(), reverse=True):
         order += [group[place] for place in best_first([each.point or () for each in group])]
     return order
+
+
+def how_far(observation: Observation) -> float:
+    """The rung that it came to, in tokens; infinite where it completed."""
+    return math.inf if observation.state is RunState.COMPLETED else observation.tokens or 0
 
 
 def is_judged(observation: Observation) -> bool:

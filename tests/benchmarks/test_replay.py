@@ -1,12 +1,14 @@
 """Replayed searches on a made-up table: that they are what the real loop would have run, and count what they spend."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.replay import Curve, Halving, Outcome, Recorded, replay, replays
+from benchmarks.replay import Curve, Halving, Outcome, Recorded, replay, replay_together, replays, replays_together
 from benchmarks.table import Entry
 from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
@@ -14,7 +16,7 @@ from search.counting import parameters
 from search.feasible import FeasibleSet
 from search.loop import run_search
 from search.ports import Strategy
-from search.records import CandidateRecord, RunState
+from search.records import CandidateRecord, NewSearch, RunState
 from search.request import HalvingRequest, StrategyKind, StrategyRequest
 from search.space import SearchSpace
 from search.store.sql import SqlStore
@@ -68,6 +70,13 @@ def test_a_replayed_search_is_what_the_loop_runs(
     request = HalvingRequest(reduction_factor=halving.reduction_factor) if halving else None
     new = submission(max_candidates=1_000, max_parallel=1, kind=kind, halving=request, max_tokens=max_tokens)
     feasible = SearchSpace.from_request(TEACHER, new.request.space).within(new.budgets[0])
+    ran = rows_of_loop(new, [make(kind, feasible)], sqlite_url, tmp_path)
+    replayed = replay(recorded_of(feasible), make(kind, feasible), seed=0, halving=halving, max_tokens=max_tokens)
+    assert rows(replayed) == ran
+
+
+def rows_of_loop(new: NewSearch, strategies: Sequence[Strategy], sqlite_url: str, tmp_path: Path) -> list[Row]:
+    """What the real loop makes of a search with one worker."""
     store = SqlStore(sqlite_url)
     store.create_search(new)
     lease = store.lease_job("search", owner="test", ttl_s=600)
@@ -78,14 +87,55 @@ def test_a_replayed_search_is_what_the_loop_runs(
         lease,
         store=store,
         artifacts=artifacts,
-        strategies=[make(kind, feasible)],
+        strategies=strategies,
         evaluator=ScriptedEvaluator(slots=1, artifacts=artifacts),
         should_stop=lambda: False,
     )
     ran = [row(candidate) for candidate in store.candidates(lease.subject_id)]
-    replayed = replay(recorded_of(feasible), make(kind, feasible), seed=0, halving=halving, max_tokens=max_tokens)
-    assert rows(replayed) == ran
     store.close()
+    return ran
+
+
+@pytest.mark.parametrize("max_tokens", [300, 1_500])
+@pytest.mark.parametrize("halving", [None, HALVING])
+@pytest.mark.parametrize("kind", ["evolution", "tpe"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_replayed_search_of_two_budgets_is_what_the_loop_runs(
+    shares: bool, kind: StrategyKind, halving: Halving | None, max_tokens: int, sqlite_url: str, tmp_path: Path
+) -> None:
+    request = HalvingRequest(reduction_factor=halving.reduction_factor) if halving else None
+    wishes: dict[str, Any] = {"kind": kind, "halving": request, "max_tokens": max_tokens, "max_candidates": 20}
+    new = submission(ratios=(0.5, 0.7), max_parallel=1, share_between_budgets=shares, **wishes)
+    space = SearchSpace.from_request(TEACHER, new.request.space)
+    sets = [space.within(budget) for budget in new.budgets]
+    ran = rows_of_loop(new, [make(kind, feasible) for feasible in sets], sqlite_url, tmp_path)
+    replayed = replay_together(
+        [recorded_of(feasible) for feasible in sets],
+        [make(kind, feasible) for feasible in sets],
+        seed=0,
+        halving=halving,
+        max_tokens=max_tokens,
+        max_candidates=20,
+        shares=shares,
+    )
+    assert rows(replayed) == ran
+
+
+@pytest.mark.parametrize("halving", [None, HALVING])
+@pytest.mark.parametrize("shares", [False, True])
+def test_several_limits_of_two_budgets_are_each_what_it_is_alone(shares: bool, halving: Halving | None) -> None:
+    budgets = [recorded_of(feasible_set(ratio=ratio)) for ratio in (0.5, 0.6)]
+    options: dict[str, Any] = {"seed": 0, "halving": halving, "max_candidates": 12, "shares": shares}
+    limits = [20, 275, 1_000, 5_000]
+    makes = [partial(make, "tpe", each.feasible) for each in budgets]
+    for limit, outcome in zip(limits, replays_together(budgets, makes, limits, **options), strict=True):
+        strategies = [make("tpe", each.feasible) for each in budgets]
+        alone = replay_together(budgets, strategies, max_tokens=limit, **options)
+        assert rows(outcome) == rows(alone)
+        assert [len(outcome.of_budget(index).candidates) for index in (0, 1)] == [
+            sum(each.budget_index == index for each in alone.candidates) for index in (0, 1)
+        ]
+        assert max(len(outcome.of_budget(index).candidates) for index in (0, 1)) <= 12
 
 
 @pytest.mark.parametrize("halving", [None, HALVING])

@@ -1,7 +1,7 @@
 """What every `Strategy` promises. Subclass `StrategyContract`, say how to make one, and pytest runs it all."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import mean
 
@@ -10,6 +10,7 @@ import pytest
 from search.architecture import Architecture
 from search.budget import Budget
 from search.counting import kv_cache_bytes_per_token, parameters
+from search.feasible import sample
 from search.pareto import pareto_ranks
 from search.ports import Observation, Strategy
 from search.records import RunState
@@ -202,6 +203,100 @@ class StrategyContract(ABC):
 
     def test_the_same_seed_proposes_the_same(self) -> None:
         assert self.session(seed=3).run(10) == self.session(seed=3).run(10)
+
+
+def neighbours_of(feasible: FeasibleSet, *, offset: float = 0.0) -> list[Observation]:
+    """Candidates of a larger budget, some of them no further than a rung, with numbers that no `Session` comes to."""
+    points = sample(feasible_set(ratio=0.6).points, 24, seed=7)
+    assert not {point.digest for point in feasible.points} & {point.digest for point in points}
+    found = []
+    for number, point in enumerate(dict.fromkeys(points)):
+        state, tokens = (RunState.STOPPED, 25) if number % 3 else (RunState.COMPLETED, 100)
+        loss = loss_of(point) + offset
+        values = {"loss": loss, "values": (loss,), "tokens": tokens}
+        found.append(Observation(number=1_000 + number, architecture=point, state=state, **values))  # type: ignore[arg-type]
+    return found
+
+
+class LearnsOfNeighbours(StrategyContract):
+    """What a strategy promises besides that learns of neighbouring budgets."""
+
+    def told(
+        self,
+        feasible: FeasibleSet,
+        neighbours: Sequence[Observation],
+        *,
+        seed: int = 0,
+        strategy: Strategy | None = None,
+    ) -> Session:
+        session = Session(strategy or self.make(feasible, seed=seed), self.judge)
+        for observation in neighbours:
+            session.strategy.observe_neighbour(1, observation)
+        return session
+
+    def test_what_neighbours_have_found_makes_the_first_proposals_better(self) -> None:
+        feasible = feasible_set()
+        neighbours = neighbours_of(feasible)
+        told = [self.told(feasible, neighbours, seed=seed).run(4) for seed in range(8)]
+        alone = [self.session(feasible, seed=seed).run(4) for seed in range(8)]
+        assert mean(loss_of(a) for run in told for a in run) < 0.9 * mean(loss_of(a) for run in alone for a in run)
+
+    def test_what_all_losses_of_a_neighbour_have_in_common_says_nothing(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        for number in range(6):
+            assert session.ask() is not None
+            session.end(number, RunState.STOPPED if number % 2 else RunState.COMPLETED, tokens=25)
+        asked = []
+        for offset in (0.0, 64.0):  # exact in floating point
+            strategy = session.restarted(self.make(feasible)).strategy
+            for observation in neighbours_of(feasible, offset=offset):
+                strategy.observe_neighbour(1, observation)
+            asked.append([strategy.ask(number, taken=session.taken) for number in range(6, 14)])
+        assert asked[0] == asked[1]
+
+    def test_one_that_was_told_of_neighbours_is_rebuilt_likewise(self) -> None:
+        feasible = feasible_set()
+        neighbours = neighbours_of(feasible)
+        straight, interrupted = self.told(feasible, []), self.told(feasible, [])
+        for number in range(12):
+            straight.strategy.observe_neighbour(1, neighbours[number])
+            interrupted = interrupted.restarted(self.make(feasible))
+            for observation in neighbours[: number + 1]:
+                interrupted.strategy.observe_neighbour(1, observation)
+            assert interrupted.run(1) == straight.run(1)
+
+    def test_the_order_in_which_it_is_told_of_neighbours_does_not_matter(self) -> None:
+        feasible = feasible_set()
+        neighbours = neighbours_of(feasible)
+        assert self.told(feasible, neighbours).run(8) == self.told(feasible, neighbours[::-1]).run(8)
+
+    @pytest.mark.parametrize("state", [RunState.PENDING, RunState.RUNNING, RunState.FAILED, RunState.CANCELLED])
+    def test_neighbours_without_a_loss_tell_nothing(self, state: RunState) -> None:
+        feasible = feasible_set()
+        judged = neighbours_of(feasible)
+        silent = [Observation(number=each.number, architecture=each.architecture, state=state) for each in judged]
+        expected = self.session(feasible).run(8)
+        assert self.told(feasible, silent).run(8) == expected
+        assert self.told(feasible, [*judged, *silent]).run(8) == expected
+
+    def test_with_neighbours_too_it_proposes_every_point_once_and_then_nothing(self) -> None:
+        feasible = feasible_set(space=SpaceRequest(num_hidden_layers=(5, 6)))
+        session = self.told(feasible, neighbours_of(feasible))
+        asked = session.run(len(feasible.points))
+        assert set(asked) == set(feasible.points)
+        assert session.ask() is None
+
+
+class IgnoresNeighbours(StrategyContract):
+    """What one promises that does not."""
+
+    def test_what_neighbours_have_found_changes_nothing(self) -> None:
+        feasible = feasible_set()
+        session = self.session(feasible)
+        for observation in neighbours_of(feasible):
+            session.strategy.observe_neighbour(1, observation)
+        assert session.run(12) == self.session(feasible).run(12)
 
 
 class TwoObjectives(StrategyContract):

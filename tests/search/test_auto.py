@@ -43,6 +43,13 @@ def test_without_a_rung_to_stop_at_nothing_is_halved() -> None:
     assert resolved(StrategyRequest(kind="auto", rungs=(1.0,)), FREE, [1_000]).halving is None
 
 
+def test_budgets_share_as_the_request_says_unless_everything_is_begun() -> None:
+    asked = StrategyRequest(kind="auto", max_candidates=20, share_between_budgets=True)
+    assert resolved(asked, FREE, [1_000]).share_between_budgets
+    assert not resolved(asked, FREE, [20, 7]).share_between_budgets
+    assert not resolved(StrategyRequest(kind="auto"), FREE, [1_000]).share_between_budgets
+
+
 @pytest.mark.parametrize("kind", [kind for kind in get_args(StrategyKind) if kind != "auto"])
 def test_a_strategy_that_was_named_is_taken_as_it_is(kind: StrategyKind) -> None:
     asked = StrategyRequest(kind=kind)

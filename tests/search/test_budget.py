@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.budget import Budget
+from search.budget import Budget, neighbours
 from search.counting import count
 from search.request import Basis, BudgetRequest, Tolerance
 from search.serialization import from_json, to_json
@@ -111,3 +111,20 @@ def test_without_ceilings_everything_is_afforded_and_no_length_is_kept() -> None
 def test_a_budget_that_was_stored_before_there_were_ceilings_has_none() -> None:
     stored = {"params": 1_000, "smallest": 950, "largest": 1_000, "basis": "total"}
     assert from_json(Budget, stored) == Budget(params=1_000, smallest=950, largest=1_000)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ((100,), ((),)),
+        ((100, 50), ((1,), (0,))),
+        ((50, 100, 70), ((2,), (2,), (0, 1))),
+        ((70, 70, 70), ((1,), (0, 2), (1,))),
+    ],
+)
+def test_neighbours_are_the_next_smaller_and_the_next_larger_budget(
+    params: tuple[int, ...], expected: tuple[tuple[int, ...], ...]
+) -> None:
+    requests = [BudgetRequest(params=each) for each in params]
+    budgets = [Budget.from_request(request, teacher_parameters=100) for request in requests]
+    assert neighbours(budgets) == expected

@@ -213,6 +213,19 @@ def test_taking_every_nearest_point_takes_every_point_once() -> None:
     assert set(found) == set(feasible.points)
 
 
+def test_what_is_not_feasible_stands_between_the_values_next_to_its_own_or_at_the_end() -> None:
+    feasible = feasible_half()
+    values = feasible.outer_axes["hidden_size"]
+    point = feasible.points[0]
+    places = [
+        feasible.position_beside(point.with_axes(hidden_size=size))["hidden_size"]
+        for size in (values[0] - 1, (values[1] + values[2]) // 2, values[-1] + 1)
+    ]
+    assert places == pytest.approx([0, 1.5 / (len(values) - 1), 1])
+    for each in feasible.points:
+        assert feasible.position_beside(each) == pytest.approx(feasible.position(each))
+
+
 def test_positions_run_from_the_smallest_to_the_largest_feasible_value() -> None:
     feasible = feasible_half()
     for axis in feasible.free_axes:

@@ -820,3 +820,52 @@ def test_strategies_learn_of_every_objective_as_far_as_it_is_known(house: Callab
             assert observation.loss == loss
             assert observation.values == (loss, kv_cache_bytes_per_token(candidate.architecture))
     assert {observation.tokens for observation in told.values()} >= {25, 50}
+
+
+# --- sharing between budgets ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_strategies_are_told_of_the_neighbouring_budgets_where_the_request_shares(
+    house: Callable[..., House], shares: bool
+) -> None:
+    home = house(ratios=(0.4, 0.8, 0.6), max_candidates=3, halving=HALVING, share_between_budgets=shares)
+    told: list[dict[tuple[int, int], Observation]] = [{}, {}, {}]
+
+    class Listening(RandomStrategy):
+        def __init__(self, budget_index: int) -> None:
+            super().__init__(home.sets[budget_index], seed=0)
+            self.told = told[budget_index]
+
+        def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+            self.told[budget_index, observation.number] = observation
+
+    home.strategies = [Listening(index) for index in range(3)]
+    home.drive(ScriptedEvaluator())
+    ran = {(c.budget_index, c.number): c for c in home.candidates}
+    for heard, others in zip(told, ({2}, {2}, {0, 1}), strict=True):
+        assert {budget_index for budget_index, _ in heard} == (others if shares else set())
+        for place, observation in heard.items():
+            assert observation.architecture == ran[place].architecture
+            assert observation.loss == (observation.tokens and ran[place].loss_at(observation.tokens))
+        assert {observation.tokens for observation in heard.values()} >= ({25} if shares else set())
+
+
+@pytest.mark.parametrize("kind", ["tpe", "evolution"])
+@pytest.mark.parametrize("halving", [None, HALVING])
+def test_a_stopped_deterministic_search_whose_budgets_share_ends_as_an_undisturbed_one(
+    sqlite_url: str, kind: StrategyKind, halving: HalvingRequest | None
+) -> None:
+    wishes: dict[str, Any] = {"max_candidates": 9, "deterministic": True, "kind": kind, "halving": halving}
+    new = submission(ratios=(0.5, 0.7), share_between_budgets=True, **wishes)
+    undisturbed = House(sqlite_url, new)
+    undisturbed.drive(ScriptedEvaluator(slots=3))
+    home = House(sqlite_url, new)
+    for stop in (4, 9, 17, 30):
+        with pytest.raises(Interrupted):
+            home.drive(ScriptedEvaluator(slots=2, seed=stop), should_stop=after(stop))
+    home.drive(ScriptedEvaluator(slots=3, seed=1))
+    assert home.rows == undisturbed.rows
+    alone = House(sqlite_url, submission(ratios=(0.5, 0.7), **wishes))
+    alone.drive(ScriptedEvaluator(slots=3))
+    assert home.rows != alone.rows

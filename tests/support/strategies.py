@@ -37,6 +37,9 @@ class SlowTpe(Strategy):
     def observe(self, observation: Observation) -> None:
         self._observations[observation.number] = observation
 
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        raise NotImplementedError("budgets were each for themselves then")
+
     def _trial(self, observation: Observation) -> optuna.trial.FrozenTrial:
         state, tokens, loss = TRIAL_STATES[observation.state], observation.tokens, observation.loss
         return optuna.create_trial(

@@ -44,6 +44,7 @@ def submission(
     max_tokens: int | None = None,
     objectives: tuple[str, ...] = ("loss",),
     max_hours: float | None = None,
+    share_between_budgets: bool = False,
 ) -> NewSearch:
     """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
@@ -59,6 +60,7 @@ def submission(
             halving=halving,
             objectives=objectives,
             repeats=repeats,
+            share_between_budgets=share_between_budgets,
         ),
         limits=LimitsRequest(max_parallel=max_parallel, max_tokens=max_tokens, max_hours=max_hours),
     )

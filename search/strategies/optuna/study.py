@@ -78,6 +78,9 @@ class OptunaStrategy(Strategy):
         self._observations[observation.number] = observation
         self._trials[observation.number] = self._trial(observation)
 
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """Nothing to learn, unless an heir does."""
+
     def _study(self, number: int) -> optuna.Study:
         return optuna.create_study(
             storage=_Observed(self._told()),

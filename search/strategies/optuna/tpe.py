@@ -13,6 +13,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ports import Observation
+from search.space import FeasibleSet
+from search.strategies.neighbouring import NeighbourBudgets
 from search.strategies.optuna.study import RELATIVE, OptunaStrategy
 from search.strategies.standing import is_judged
 
@@ -23,12 +25,26 @@ class TpeStrategy(OptunaStrategy):
 
     With several objectives the good ones are the first Pareto fronts, and of the last that is needed those that
     dominate the largest volume. Those at rungs follow in the order of `search.strategies.standing`.
+
+    Candidates of neighbouring budgets are trials beside the own ones (`search.strategies.neighbouring`), among the
+    `num_startup` too until which proposals are random.
     """
+
+    def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int, num_objectives: int = 1) -> None:
+        super().__init__(feasible, seed=seed, num_startup=num_startup, num_objectives=num_objectives)
+        self._others = NeighbourBudgets(feasible)
+
+    def observe_neighbour(self, budget_index: int, observation: Observation) -> None:
+        """Have the study hold it beside the own ones."""
+        self._others.observe(budget_index, observation)
 
     def _told(self) -> Sequence[FrozenTrial]:
         if self._num_objectives > 1:
             self._rank_behind()
-        return super()._told()
+        together = self._others.together(self._observations.values())
+        if len(together) == len(self._observations):
+            return super()._told()
+        return sorted(map(self._trial, together), key=lambda trial: trial.number)
 
     def _state(self, observation: Observation) -> TrialState:
         state = super()._state(observation)

@@ -12,7 +12,7 @@ from search.records import RunState
 from search.space import FeasibleSet
 from search.strategies.evolution import EvolutionStrategy
 from search.strategies.random import RandomStrategy
-from tests.contracts.strategy import Session, StrategyContract, TwoObjectives, feasible_set, loss_of
+from tests.contracts.strategy import LearnsOfNeighbours, Session, TwoObjectives, feasible_set, loss_of
 
 
 def at_rung(number: int, architecture: Architecture, *, tokens: int, loss: float) -> Observation:
@@ -28,7 +28,7 @@ def one_step_from_the_best(feasible: FeasibleSet) -> EvolutionStrategy:
     return EvolutionStrategy(feasible, seed=0, num_startup=1, num_parents=1, another_step=0)
 
 
-class TestEvolution(StrategyContract):
+class TestEvolution(LearnsOfNeighbours):
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         return EvolutionStrategy(feasible, seed=seed, num_startup=4)
 

@@ -3,10 +3,10 @@
 from search.ports import Strategy
 from search.space import FeasibleSet
 from search.strategies.exhaustive import ExhaustiveStrategy
-from tests.contracts.strategy import StrategyContract, feasible_set
+from tests.contracts.strategy import IgnoresNeighbours, feasible_set
 
 
-class TestExhaustive(StrategyContract):
+class TestExhaustive(IgnoresNeighbours):
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         return ExhaustiveStrategy(feasible)
 

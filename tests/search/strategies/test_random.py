@@ -6,7 +6,7 @@ from collections import Counter
 from search.ports import Strategy
 from search.space import FeasibleSet
 from search.strategies.random import RandomStrategy
-from tests.contracts.strategy import StrategyContract, feasible_set
+from tests.contracts.strategy import IgnoresNeighbours, feasible_set
 
 
 def test_the_order_is_that_of_the_sorted_points() -> None:
@@ -19,7 +19,7 @@ def test_the_order_is_that_of_the_sorted_points() -> None:
         taken.add(point.digest)
 
 
-class TestRandom(StrategyContract):
+class TestRandom(IgnoresNeighbours):
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         return RandomStrategy(feasible, seed=seed)
 

@@ -17,12 +17,12 @@ from search.request import Range, SpaceRequest
 from search.space import FeasibleSet, SearchSpace
 from search.strategies.optuna import GpStrategy, gp
 from tests.contracts.optuna import OptunaContract
-from tests.contracts.strategy import Session, feasible_set, loss_of
+from tests.contracts.strategy import IgnoresNeighbours, Session, feasible_set, loss_of
 from tests.support.lattices import half, teacher_named
 from tests.support.strategies import happened
 
 
-class TestGp(OptunaContract):
+class TestGp(IgnoresNeighbours, OptunaContract):
     num_seeds = 3
 
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:

@@ -13,7 +13,7 @@ from search.strategies.optuna import Nsga2Strategy, population_size
 from search.strategies.optuna.nsga2 import _Nsga2
 from search.strategies.optuna.study import RELATIVE, _Observed
 from tests.contracts.optuna import OptunaContract
-from tests.contracts.strategy import Session, TwoObjectives, feasible_set, loss_and_bytes
+from tests.contracts.strategy import IgnoresNeighbours, Session, TwoObjectives, feasible_set, loss_and_bytes
 
 AXES = ("a", "b", "c", "d")
 
@@ -29,7 +29,7 @@ class Nsga2Contract(OptunaContract):
         assert after not in {before, None}
 
 
-class TestNsga2(Nsga2Contract):
+class TestNsga2(IgnoresNeighbours, Nsga2Contract):
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         return Nsga2Strategy(feasible, seed=seed, num_startup=4)
 

@@ -11,7 +11,7 @@ from search.request import SpaceRequest
 from search.space import FeasibleSet
 from search.strategies.optuna import TpeStrategy
 from tests.contracts.optuna import OptunaContract
-from tests.contracts.strategy import TwoObjectives, feasible_set
+from tests.contracts.strategy import LearnsOfNeighbours, TwoObjectives, feasible_set
 from tests.support.lattices import default_space, half, teacher_named
 from tests.support.strategies import SlowTpe, happened
 
@@ -51,7 +51,7 @@ def test_what_is_proposed_after_hundreds_is_what_always_was() -> None:
     assert len(set(asked)) > 1
 
 
-class TestTpe(OptunaContract):
+class TestTpe(LearnsOfNeighbours, OptunaContract):
     def make(self, feasible: FeasibleSet, *, seed: int = 0) -> Strategy:
         return TpeStrategy(feasible, seed=seed, num_startup=4)
 

@@ -209,6 +209,7 @@ class _Loop:
     def _fill_slots(self) -> None:
         while len(self.running) < self.slots:
             if not self.waiting:
+                self._check()  # many slots take a while to fill
                 self._open_generation()
             if not self.waiting:
                 return

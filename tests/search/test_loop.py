@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -582,6 +582,21 @@ def test_cancelling_ends_the_runs_and_keeps_what_was_measured(house: Callable[..
     assert states[RunState.COMPLETED] >= 2
     assert set(states) == {RunState.COMPLETED, RunState.CANCELLED}
     assert evaluator.poll(0) == (), "the evaluator still runs something"
+
+
+def test_cancelling_does_not_wait_until_all_slots_are_filled(house: Callable[..., House]) -> None:
+    home = house(max_candidates=50)
+
+    class Cancelling(RandomStrategy):
+        def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
+            if number == 2:
+                home.store.cancel_search(home.id)
+            return super().ask(number, taken=taken)
+
+    home.strategies = [Cancelling(home.sets[0], seed=0)]
+    home.drive(ScriptedEvaluator(slots=50))
+    assert home.search.state is JobState.CANCELLED
+    assert len(home.candidates) <= 3
 
 
 def test_a_search_cancelled_while_no_driver_had_it_is_cancelled_by_the_next(house: Callable[..., House]) -> None:

@@ -39,8 +39,12 @@ def read_request(
         list[str] | None, _flag("Beside the loss; repeatable, such as kv_cache_bytes_per_token.")
     ] = None,
     max_candidates: Annotated[int | None, _flag("Candidates a budget, at most.")] = None,
+    halve_by: Annotated[int | None, _flag("Of this many candidates at a rung one goes on.")] = None,
+    seeds: Annotated[int | None, _flag("Runs of each of the best, every one with another seed.")] = None,
     seed: Annotated[int | None, _flag("Seed of the proposals and of the order of the data.")] = None,
     max_parallel: Annotated[int | None, _flag("Candidates at the same time, at most.")] = None,
+    max_tokens: Annotated[int | None, _flag("Tokens that all candidates together are trained on, at most.")] = None,
+    max_hours: Annotated[float | None, _flag("Hours after which nothing more begins.")] = None,
 ) -> dict[str, Any]:
     """The request as JSON: the file's, with what the flags say laid over it. The server checks it.
 
@@ -61,8 +65,12 @@ def read_request(
         "strategy.kind": strategy,
         "strategy.objectives": ["loss", *objective] if objective else None,
         "strategy.max_candidates": max_candidates,
+        "strategy.halving.reduction_factor": halve_by,
+        "strategy.repeats.seeds": seeds,
         "strategy.seed": seed,
         "limits.max_parallel": max_parallel,
+        "limits.max_tokens": max_tokens,
+        "limits.max_hours": max_hours,
     }
     given = {path: value for path, value in flags.items() if value is not None}
     if file is None and not given:
@@ -99,10 +107,10 @@ def _number(text: str | None) -> float | str | None:
 
 
 def _lay(request: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a dotted path of nested objects."""
+    """Set the value at a dotted path of nested objects; null in their place is one that is not there."""
     *outer, last = path.split(".")
     for name in outer:
-        inner = request.setdefault(name, {})
+        inner = request[name] = {} if request.get(name) is None else request[name]
         if not isinstance(inner, dict):
             raise InvalidRequest(expected="an object", got=inner, where=(name,))
         request = inner

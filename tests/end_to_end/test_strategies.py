@@ -1,4 +1,4 @@
-"""Searches with the strategies that learn, on real candidates: what they propose can be built, and follows the rules."""
+"""Searches with strategies that learn, on real candidates: what they propose can be built, and follows the rules."""
 
 from collections import Counter
 from contextlib import closing

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from search.distillation import DistillationRequest
 from search.records import JobState
-from search.request import SearchRequest, StrategyRequest
+from search.request import HalvingRequest, RepeatsRequest, SearchRequest, StrategyRequest
 from search.serialization import from_json
 from service import extras
 from service.cli import app
@@ -107,6 +107,21 @@ def test_flags_alone_make_a_request(espalier: Shell, served: Served) -> None:
     assert request.strategy == StrategyRequest(kind="random", max_candidates=3, seed=7)
     assert (request.name, request.tags, request.limits.max_parallel) == ("flags", ("a", "b"), 2)
     assert request.data.sequence_length == 16
+
+
+def test_flags_say_when_candidates_stop_and_how_often_the_best_run(espalier: Shell, served: Served) -> None:
+    more = ["--sequence-length", 16, "--halve-by", 4, "--seeds", 5, "--max-tokens", 9_000, "--max-hours", 0.5]
+    stored = espalier.json("submit", *FLAGS, *more)
+    request = served.store.get_search(stored["id"]).request
+    assert request.strategy.halving == HalvingRequest(reduction_factor=4)
+    assert request.strategy.repeats == RepeatsRequest(seeds=5)
+    assert (request.limits.max_tokens, request.limits.max_hours) == (9_000, 0.5)
+
+
+def test_a_flag_goes_where_the_file_has_null(espalier: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "null.json"
+    file.write_text(json.dumps(REQUEST | {"strategy": {"halving": None}}))
+    assert espalier.json("submit", file, "--halve-by", 3)["request"]["strategy"]["halving"] == {"reduction_factor": 3}
 
 
 def test_flags_are_laid_over_a_file(espalier: Shell, request_file: Path) -> None:

@@ -294,7 +294,7 @@ class _Replay:
     def _best(self, budget_index: int, *, is_closed: bool) -> "_Candidate | None":
         own = [self.candidates[number] for number in self.numbers[budget_index]]
         rungs, factor = self.halving.rungs, self.halving.reduction_factor
-        best = promotable(own, rungs, reduction_factor=factor, is_closed=is_closed)
+        best = promotable(own, rungs, reduction_factor=factor, at_least=int(is_closed))
         return None if best is None else self.candidates[best.number]
 
     def _asked(self) -> "_Candidate | None":

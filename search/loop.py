@@ -254,7 +254,7 @@ class _Loop:
         promoted = self._promote(count, tokens)
         proposals = self._ask(count - len(promoted), tokens - sum(self._tokens_of(each) for each in promoted))
         if not promoted and not proposals and not self.running:
-            promoted, proposals = self._see_through()
+            promoted, proposals = self._see_through(tokens)
         if promoted or proposals:
             going_on = [candidate.run_id for candidate in promoted]
             for candidate in self.store.add_candidates(self.lease, proposals, promoted=going_on):
@@ -284,7 +284,7 @@ class _Loop:
         chosen: list[CandidateRecord] = []
         for budget_index in range(len(self.strategies)):
             known = self._of_budget(budget_index)
-            while len(chosen) < count and (best := self._best(known, is_closed=False)) is not None:
+            while len(chosen) < count and (best := self._best(known)) is not None:
                 tokens -= self._tokens_of(best)
                 if tokens < 0:
                     return chosen
@@ -292,23 +292,31 @@ class _Loop:
                 known[best.id] = replace(best, state=RunState.PENDING)
         return chosen
 
-    def _see_through(self) -> tuple[list[CandidateRecord], list[Proposal]]:
-        """Nothing else is left to do: of each budget without a candidate at its end the best, so that it has one; and
-        of each that has not even begun, as a limit was reached before, a first one."""
-        found, empty = [], []
+    def _see_through(self, tokens: float) -> tuple[list[CandidateRecord], list[Proposal]]:
+        """Nothing else is left to do: of each budget that has too few candidates at their end the best that are not,
+        so that it has one, or as many as shall be repeated if `tokens` allow; and of each that has not even begun, as a
+        limit was reached before, a first one."""
+        repeats = self.search.request.strategy.repeats
+        wanted = repeats.candidates if repeats else 1
+        found: list[CandidateRecord] = []
+        empty: list[int] = []
         for budget_index in range(len(self.strategies)):
             known = self._of_budget(budget_index)
             if not known:
                 empty.append(budget_index)
-            elif all(candidate.state is not RunState.COMPLETED for candidate in known.values()):
-                found.append(self._best(known, is_closed=True))
-        proposals = self._propose(len(empty), Counter(dict.fromkeys(empty, 0)), most=1)
-        return [candidate for candidate in found if candidate is not None], proposals
+            have = sum(candidate.state is RunState.COMPLETED for candidate in known.values())
+            while have < wanted and (best := self._best(known, at_least=wanted)) is not None:
+                tokens -= self._tokens_of(best)
+                if have and tokens < 0:
+                    break
+                found.append(best)
+                known[best.id], have = replace(best, state=RunState.PENDING), have + 1
+        return found, self._propose(len(empty), Counter(dict.fromkeys(empty, 0)), most=1)
 
     def _of_budget(self, budget_index: int) -> dict[str, CandidateRecord]:
         return {key: each for key, each in self.candidates.items() if each.budget_index == budget_index}
 
-    def _best(self, known: Mapping[str, CandidateRecord], *, is_closed: bool) -> CandidateRecord | None:
+    def _best(self, known: Mapping[str, CandidateRecord], *, at_least: int = 0) -> CandidateRecord | None:
         request = self.search.request
         if request.strategy.halving is None:
             return None
@@ -317,7 +325,7 @@ class _Loop:
             list(known.values()),
             request.rung_tokens,
             reduction_factor=factor,
-            is_closed=is_closed,
+            at_least=at_least,
             objectives=self.objectives,
         )
 

@@ -5,7 +5,7 @@ arXiv 1810.05934, algorithm 2): whenever a worker is free, the best candidate th
 has not gone on is promoted, the highest rung first; only where there is none, a new one begins. Nothing waits for a
 rung to fill. Where we deviate: candidates of each budget are compared among themselves; and once nothing is left to
 propose, the best of a rung goes on even if 1/η of the rung is less than one, so that the search ends with a candidate
-that was distilled to the end.
+that was distilled to the end, or with as many as shall be repeated with other seeds.
 
 With several objectives the best of a rung are those of the first Pareto fronts, and within one those with more room
 around them (`search.pareto.best_first`), as in the multi-objective variant of the algorithm (Schmucker et al.,
@@ -36,7 +36,7 @@ def promotable(
     rungs: Sequence[int],
     *,
     reduction_factor: int,
-    is_closed: bool,
+    at_least: int = 0,
     objectives: Objectives = _LOSS,
 ) -> CandidateRecord | None:
     """Who of a budget's candidates goes on next; None where nobody may.
@@ -45,13 +45,13 @@ def promotable(
         candidates: all that the budget has.
         rungs: in tokens, ascending; the last one is the whole run.
         reduction_factor: η.
-        is_closed: nothing else is left to do, and the best of a rung goes on even alone.
+        at_least: once nothing else is left to do: of each rung at least so many of the best go on.
         objectives: what the best are best in.
     """
     for tokens in reversed(rungs[:-1]):
         ranked = _ranked(candidates, tokens, objectives)
         places = len(ranked) // reduction_factor
-        for candidate in ranked[: max(places, 1) if is_closed else places]:
+        for candidate in ranked[: max(places, at_least)]:
             if candidate.state is RunState.PAUSED and candidate.reached == tokens:
                 return candidate
     return None

@@ -39,10 +39,10 @@ def best(
     candidates: Sequence[CandidateRecord],
     *,
     factor: int = 2,
-    is_closed: bool = False,
+    at_least: int = 0,
     objectives: Objectives = Objectives(),  # noqa: B008  # frozen
 ) -> int | None:
-    found = promotable(candidates, RUNGS, reduction_factor=factor, is_closed=is_closed, objectives=objectives)
+    found = promotable(candidates, RUNGS, reduction_factor=factor, at_least=at_least, objectives=objectives)
     return None if found is None else found.number
 
 
@@ -77,9 +77,10 @@ def test_of_equal_ones_the_earlier_goes_on() -> None:
 
 
 def test_when_nothing_else_is_left_the_best_goes_on_alone() -> None:
-    assert best([candidate(0, 3.0)], is_closed=True) == 0
-    assert best([candidate(0, 3.0), candidate(1, 2.9)], factor=4, is_closed=True) == 1
-    assert best([candidate(0, 3.0), candidate(1, 2.9, 2.8, 2.7, state=RunState.COMPLETED)], is_closed=True) is None
+    assert best([candidate(0, 3.0)], at_least=1) == 0
+    assert best([candidate(0, 3.0), candidate(1, 2.9)], factor=4, at_least=1) == 1
+    assert best([candidate(0, 3.0), candidate(1, 2.9, 2.8, 2.7, state=RunState.COMPLETED)], at_least=1) is None
+    assert best([candidate(0, 3.0), candidate(1, 2.9, 2.8, 2.7, state=RunState.COMPLETED)], at_least=2) == 0
 
 
 @given(losses=st.lists(st.floats(1, 5), min_size=1, max_size=12), factor=st.integers(2, 4))
@@ -95,10 +96,10 @@ def test_of_a_whole_rung_the_best_of_each_factor_go_on(losses: list[float], fact
     assert all(losses[number] <= min(stayed) for number in chosen)
 
 
-@pytest.mark.parametrize("is_closed", [False, True])
-def test_nobody_goes_on_where_nobody_has_reached_a_rung(is_closed: bool) -> None:
-    assert best([], is_closed=is_closed) is None
-    assert best([candidate(0, state=RunState.RUNNING)], is_closed=is_closed) is None
+@pytest.mark.parametrize("at_least", [0, 1, 3])
+def test_nobody_goes_on_where_nobody_has_reached_a_rung(at_least: int) -> None:
+    assert best([], at_least=at_least) is None
+    assert best([candidate(0, state=RunState.RUNNING)], at_least=at_least) is None
 
 
 # --- several objectives ---------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def test_of_a_front_those_with_more_room_go_on_first() -> None:
 
 def test_with_several_objectives_too_the_lowest_loss_goes_on_alone_at_the_end() -> None:
     rung = [of_depth(1, 0, 3.0), of_depth(4, 1, 2.0), of_depth(2, 2, 2.5)]
-    assert best(rung, factor=4, is_closed=True, objectives=KV) == 1
+    assert best(rung, factor=4, at_least=1, objectives=KV) == 1
 
 
 @given(losses=st.lists(st.integers(1, 5).map(float), min_size=1, max_size=12), factor=st.integers(2, 4))

@@ -522,7 +522,7 @@ def report(outcomes: Sequence[Outcome], load: str) -> str:
     lines = [
         "# One driver, 1 to 1,000 workers, simulated",
         "",
-        f"- **Machine**: {machine()}; other work beside it, load average before and after {load}",
+        f"- **Machine**: {machine()}; load average before and after {load}",
         f"- **Versions**: {versions()}, sqlalchemy {version('sqlalchemy')}",
         f"- **Workers**: a rung takes {conditions.rung_s:.0f} s (median; log-normal, {conditions.spread:g}), "
         f"{conditions.straggling:.0%} of rungs {conditions.slowdown:g} times that; {conditions.failing:.0%} of "

@@ -113,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"standard deviation of {SCATTER:g}, a seed moves all by {COMMON:g} and each one by more or less besides",
         f"- **Repeats**: {wanted.candidates} candidates, {wanted.seeds} seeds, confidence {wanted.confidence:g}",
         "",
-        "| a seed moves each by | further runs | the first runs' winner is the best | the winner is the best | mean of its "
-        "probability | settled | of those the best |",
+        "| a seed moves each by | further runs | the first runs' winner is the best | the winner is the best | "
+        "mean of its probability | settled | of those the best |",
         f"{'|---' * 7}|",
         *rows,
         "",

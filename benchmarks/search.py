@@ -55,6 +55,9 @@ FACTORS = (2, 4)
 #: The halving that is tried with every strategy.
 USUAL = (16, 2)
 
+#: The halving of `auto`.
+OF_AUTO = (8, 4)
+
 #: Lists of candidates, by their names in the report.
 GRIDS: Mapping[str, MakeStrategy] = {"even grid": even_grid, "drawn grid": drawn_grid}
 
@@ -147,19 +150,25 @@ def of_registry(kind: str) -> MakeStrategy:
     return lambda feasible, seed: make_strategy(request, feasible, seed=seed)
 
 
-def cases(kinds: Sequence[str], slow: Sequence[str], seeds: Callable[[str], int]) -> list[Case]:
+def cases(
+    kinds: Sequence[str], slow: Sequence[str], seeds: Callable[[str], int], *, as_auto: Sequence[str] = ()
+) -> list[Case]:
     """What is compared: `random` without halving first, which all others are held against.
 
     Args:
         kinds: of the registry, tried with every halving.
         slow: of the registry, tried with the usual one.
         seeds: how many, by kind.
+        as_auto: of the registry, tried as `auto` halves.
     """
     every: list[tuple[int, int] | None] = [None, *product(FIRST_RUNGS, FACTORS)]
+    halvings = {kind: every if kind in kinds else [None, USUAL] for kind in (*kinds, *slow)}
+    halvings.setdefault("random", [None])
+    halvings |= {kind: list(dict.fromkeys([*halvings.get(kind, []), OF_AUTO])) for kind in as_auto}
     found = [
         Case(name=kind, make=of_registry(kind), seeds=seeds(kind), halving=halving)
-        for kind in dict.fromkeys(["random", *kinds, *slow])
-        for halving in ([None, USUAL] if kind in slow else every)
+        for kind in dict.fromkeys(["random", *halvings])
+        for halving in halvings[kind]
     ]
     grids = [
         Case(name=name, make=make, seeds=seeds("random"), halving=halving)
@@ -472,6 +481,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--slow", choices=STRATEGIES, nargs="*", default=["exhaustive", "tpe"], help="with the usual halving alone"
     )
+    parser.add_argument("--as-auto", choices=STRATEGIES, nargs="*", default=[], help="with the halving of auto alone")
     parser.add_argument(
         "--learning",
         nargs="*",
@@ -484,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     made = Table.load(chosen.table)
     recorded = recorded_budgets(made, Path(os.environ["ESPALIER_DATA_DIR"]) / "models")
-    compared = cases(chosen.kinds, chosen.slow, seeds_of(chosen.seeds))
+    compared = cases(chosen.kinds, chosen.slow, seeds_of(chosen.seeds), as_auto=chosen.as_auto)
     text = "\n".join(report(recorded, made, compared, chosen.learning))
     print(text)
     name = f"{datetime.now(UTC):%Y-%m-%d}-search-{chosen.machine_kind}.md"

@@ -188,7 +188,9 @@ class _Tokens:
 
     def _closed_form(self, chunk: slice, student_nV: Tensor) -> tuple[Tensor, Tensor]:
         if self.fused is not None:
-            per_token = torch.full((), 1 / len(self.hidden_NH), device=student_nV.device)
+            per_token = torch.full(
+                (), 1 / len(self.hidden_NH), dtype=accumulator_dtype(student_nV), device=student_nV.device
+            )
             return self.fused(student_nV, self.teacher_logits(chunk), per_token)
         assert self.objective.teacher_loss is not None
         closed_form, share = CLOSED_FORMS[self.objective.teacher_loss], len(student_nV) / len(self.hidden_NH)

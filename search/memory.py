@@ -16,7 +16,8 @@ What a layer saves is counted from the stock class, tensor by tensor: every matr
 input, the normalised values and a factor a token; attention its rotated queries, keys, values, its output and one
 number a head (or, without a fused kernel, the scores). `tests/workers/compress/test_memory.py` counts them in a real
 backward graph of each family. Under bfloat16 autocast the residual stream and the norms stay float32, matrix products
-keep bfloat16 inputs, and a copy of each matrix in bfloat16 stands beside it.
+keep bfloat16 inputs, and a copy of each matrix in bfloat16 stands beside it. Compiled layers save less, which is not
+counted: on an H100 it was a fifth of all that was estimated (docs/LOG.md).
 
 Legend: N tokens of a micro batch, T of a window, H hidden channels, A of all query heads together, K of all KV heads,
 F neurons, V vocabulary, P parameters.

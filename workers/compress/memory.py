@@ -8,9 +8,13 @@ import psutil
 import torch
 
 from search.architecture import Architecture
+from search.counting import parameters
 from search.distillation import DistillationRequest
 from search.errors import CandidateFailed
 from search.memory import MemoryEstimate, estimate_memory
+
+#: Of the teacher's outputs; 2 for some teachers.
+_BYTES_PER_VALUE = 4
 
 
 def available_bytes(device: str) -> int:
@@ -81,11 +85,11 @@ def _needed(
         distillation,
         micro_batch_tokens=micro_batch_tokens,
         sequence_length=sequence_length,
-        teacher_bytes_per_value=4,  # of its outputs; 2 for some teachers
+        teacher_bytes_per_value=_BYTES_PER_VALUE,
         device=torch.device(device).type,
     )
-    outputs = micro_batch_tokens * teacher.hidden_size * 4
-    return replace(whole, teacher=outputs, total=whole.total - whole.teacher + outputs)
+    loaded = _BYTES_PER_VALUE * parameters(teacher)  # no longer among what is available
+    return replace(whole, teacher=whole.teacher - loaded, total=whole.total - loaded)
 
 
 def _mib(num_bytes: int) -> str:

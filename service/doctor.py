@@ -24,6 +24,7 @@ _WORKER_PACKAGES = ("torch", "transformers", "ray")
 #: Free space below which a search of small models already runs into trouble.
 _LITTLE_DISK = 2 * 1024**3
 _GIB = 1024**3
+_COMPILERS = ("gcc", "clang", "cc")
 
 
 class Status(StrEnum):
@@ -215,4 +216,10 @@ def _gpus() -> Iterator[Finding]:
         yield _note("GPUs", f"nvidia-smi fails: {error}", "The NVIDIA driver needs attention.")
         return
     gpus = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    yield _ok("GPUs", "; ".join(gpus)) if gpus else _note("GPUs", "none")
+    if not gpus:
+        yield _note("GPUs", "none")
+        return
+    yield _ok("GPUs", "; ".join(gpus))
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)  # those that Triton looks for
+    hint = "With one (gcc, say) the loss is compiled and takes less time; without it all works."
+    yield _ok("C compiler", compiler) if compiler else _note("C compiler", "none on PATH", hint)

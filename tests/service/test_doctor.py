@@ -136,6 +136,14 @@ def test_little_disk_is_worth_a_note(settings: ServiceSettings, monkeypatch: pyt
     assert found(settings, "artifacts").status is Status.NOTE
 
 
+def command(path: Path, script: str) -> Path:
+    """An executable for the PATH."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
 @pytest.mark.parametrize(
     ("script", "status", "text"),
     [
@@ -152,14 +160,24 @@ def test_gpus_are_what_nvidia_smi_says(
     status: Status,
     text: str,
 ) -> None:
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    tool = command(tmp_path / "bin" / "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     finding = found(settings, "GPUs")
     assert finding.status is status
     assert text in finding.found
+
+
+@pytest.mark.parametrize("has_compiler", [False, True])
+def test_beside_a_gpu_a_compiler_is_looked_for(
+    settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_compiler: bool
+) -> None:
+    tool = command(tmp_path / "bin" / "nvidia-smi", "echo 'NVIDIA H100, 81559 MiB'")
+    monkeypatch.setenv("PATH", str(tool.parent))
+    if has_compiler:
+        command(tool.parent / "gcc", "true")
+    finding = found(settings, "C compiler")
+    assert finding.status is (Status.OK if has_compiler else Status.NOTE)
+    assert ("gcc" in finding.found) == has_compiler
 
 
 def test_a_cluster_address_is_told(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from workers.compress.data import training_order
 from workers.compress.head import head_of
 from workers.compress.hidden_losses import HiddenLosses, hidden_weight
 from workers.compress.losses import NO_LABEL, Objective, TaidSchedule
+from workers.compress.modes import evaluating
 from workers.compress.states import Outputs
 from workers.compress.targets import Targets
 
@@ -122,7 +123,13 @@ class Training:
         self._batch_windows = request.batch_tokens // windows.shape[1]
         self._order = training_order(len(windows), total=request.steps * self._batch_windows, seed=seed)
         self._autocast = _autocast_dtype(request, student.device)
-        self._body = _body(student, request)
+        layers = [module for module in student.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._recomputed = layers if request.activation_checkpointing else []
+        if self._recomputed:
+            _recompute(student)
+        if request.compile:
+            _compile(layers)
+        self._body: nn.Module = student.base_model  # all of the student but its head
         micro_batch_tokens = request.micro_batch_tokens or request.batch_tokens
         self.position = Position(micro_batch_windows=micro_batch_tokens // windows.shape[1])
 
@@ -135,7 +142,9 @@ class Training:
             torch.OutOfMemoryError: one window at a time takes too much.
         """
         assert self.position.step < step <= self._request.steps, "a run goes forward"
-        losses = [self._step() for _ in range(self.position.step, step)]
+        # layers are computed again in training mode alone; their children, and with them dropout, are not in it
+        with evaluating(self.student, but=self._recomputed):
+            losses = [self._step() for _ in range(self.position.step, step)]
         return Rung(tokens=step * self._request.batch_tokens, train_loss=sum(losses) / len(losses))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -269,19 +278,11 @@ def _autocast_dtype(request: DistillationRequest, device: torch.device) -> torch
     return torch.bfloat16 if in_bfloat16 else None
 
 
-def _body(student: PreTrainedModel, request: DistillationRequest) -> nn.Module:
-    """What makes the final norm's output of tokens: all of the student but its head."""
-    layers = [module for module in student.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if request.activation_checkpointing:
-        # which transformers 5.17 calls by another name, that the newest ones are about to forget
-        renamed = hasattr(student, "activation_checkpointing_enable")
-        (student.activation_checkpointing_enable if renamed else student.gradient_checkpointing_enable)()
-        for layer in layers:
-            layer.training = True  # what it asks for; its children, and with them dropout, stay as they are
-    if request.compile:
-        _compile(layers)
-    body: nn.Module = student.base_model
-    return body
+def _recompute(student: PreTrainedModel) -> None:
+    """Have its layers computed again in the backward pass, where they are in training mode."""
+    # which transformers 5.17 calls by another name, that the newest ones are about to forget
+    renamed = hasattr(student, "activation_checkpointing_enable")
+    (student.activation_checkpointing_enable if renamed else student.gradient_checkpointing_enable)()
 
 
 def _compile(layers: Sequence[nn.Module]) -> None:

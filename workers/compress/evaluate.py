@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from workers.compress.aggregates import upcast
 from workers.compress.head import head_of
 from workers.compress.losses import forward_kl_by_token
+from workers.compress.modes import evaluating
 from workers.compress.states import hidden_states
 from workers.compress.targets import Targets
 
@@ -69,7 +70,7 @@ def held_out_cross_entropy(model: PreTrainedModel, windows: Tensor, *, batch_win
     """The same with its standard error."""
     head, terms = head_of(model), []
     for batch in windows.split(batch_windows):
-        hidden_NH, next_N = _terms(hidden_states(model, batch)), _next_tokens(batch, model)
+        hidden_NH, next_N = _terms(_hidden_states(model, batch)), _next_tokens(batch, model)
         for hidden, following in zip(hidden_NH.split(_TOKENS_AT_ONCE), next_N.split(_TOKENS_AT_ONCE), strict=True):
             terms.append(cross_entropy(upcast(head(hidden)), following, reduction="none"))
     return Average.over(torch.cat(terms), len(windows))
@@ -82,7 +83,7 @@ def held_out(model: PreTrainedModel, targets: Targets, windows: Tensor, *, batch
     for numbers in torch.arange(len(windows)).split(batch_windows):
         batch = windows[numbers]
         parts = (
-            _terms(hidden_states(model, batch)),
+            _terms(_hidden_states(model, batch)),
             _terms(targets.outputs(numbers).final),
             _next_tokens(batch, model),
         )
@@ -93,6 +94,12 @@ def held_out(model: PreTrainedModel, targets: Targets, windows: Tensor, *, batch
             agreed.append(logits.argmax(-1) == wanted.argmax(-1))
     averages = (Average.over(torch.cat(terms), len(windows)) for terms in (loss, kl, agreed))
     return HeldOut(**dict(zip(("loss", "kl", "agreement"), averages, strict=True)))
+
+
+def _hidden_states(model: PreTrainedModel, batch_BT: Tensor) -> Tensor:
+    """(B, T, H); whatever mode the model is in, and leaving it there."""
+    with evaluating(model):
+        return hidden_states(model, batch_BT)
 
 
 def _terms(hidden_BTH: Tensor) -> Tensor:

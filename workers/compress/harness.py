@@ -21,6 +21,7 @@ from search.errors import InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.harness import digest, load_harness_tasks, metric_name, reset
 from workers.compress.data import load_tokenizer
+from workers.compress.modes import evaluating
 
 log = structlog.get_logger(__name__)
 
@@ -82,12 +83,13 @@ class Harness:
             )
 
     def judge(self, model: PreTrainedModel) -> dict[str, float]:
-        """The metrics of `model`, in evaluation mode, as `search.records.Measurement` names them."""
+        """The metrics of `model`, which stays as it is, as `search.records.Measurement` names them."""
         metrics: dict[str, float] = {}
         if self.tasks:
-            runner = self._runner(model)
-            for name, task in self.tasks.items():
-                metrics |= _finite(_judged(runner, name, task, self.limit))
+            with evaluating(model):
+                runner = self._runner(model)  # which calls the model's eval() itself
+                for name, task in self.tasks.items():
+                    metrics |= _finite(_judged(runner, name, task, self.limit))
         return metrics
 
     def _runner(self, model: PreTrainedModel) -> Any:

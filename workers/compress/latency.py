@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from search.evaluation import LatencyRequest
 from workers.compress.head import head_of
+from workers.compress.modes import evaluating
 
 
 @torch.inference_mode()
@@ -34,7 +35,8 @@ def measure_latency(model: PreTrainedModel, workload: LatencyRequest) -> Mapping
     shape = (workload.batch_size, workload.prompt_tokens)
     prompts_BP = torch.randint(model.config.vocab_size, shape, generator=generator).to(device)
     before = _begin_memory(device)
-    runs = [_run(model, prompts_BP, workload.new_tokens) for _ in range(workload.repeats + 1)][1:]
+    with evaluating(model):
+        runs = [_run(model, prompts_BP, workload.new_tokens) for _ in range(workload.repeats + 1)][1:]
     prefill, decode = ([run[part] for run in runs] for part in (0, 1))
     return {
         "prefill_tokens_per_s": prompts_BP.numel() / median(prefill),

@@ -37,6 +37,8 @@ from search.tasks import TaskItem, TaskKind, read_task
 from workers.compress.aggregates import upcast
 from workers.compress.data import require_known, tokenise
 from workers.compress.head import head_of
+from workers.compress.modes import evaluating
+from workers.compress.states import hidden_states
 from workers.compress.teacher import Teacher
 
 #: Tokens whose logits exist at a time.
@@ -276,11 +278,8 @@ def _told(logits_XV: Tensor, targets_X: Tensor) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def judge(model: PreTrainedModel, task: Task, *, batch_tokens: int) -> TaskResult:
     """How well `model` does `task`, with at most `batch_tokens` through it at a time (but one passage at least)."""
-    (passages, places), head = task.layout(), head_of(model)
-    answers = Answers(len(passages))
-    for batch in batches(passages, batch_tokens=batch_tokens, device=model.device):
-        hidden_BTH = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        answers.add(batch, hidden_BTH, head)
+    passages, places = task.layout()
+    answers = _answers(model, passages, batch_tokens=batch_tokens)
     right = answers.right(task.kind, places)
     accuracy = right.double().mean().item()
     by_group: dict[str, list[bool]] = defaultdict(list)
@@ -294,6 +293,14 @@ def judge(model: PreTrainedModel, task: Task, *, batch_tokens: int) -> TaskResul
         by_group={group: sum(rights) / len(rights) for group, rights in by_group.items()},
         log_probability=logs.mean().item() if task.kind == "last_word" else None,
     )
+
+
+def _answers(model: PreTrainedModel, passages: Sequence[Passage], *, batch_tokens: int) -> Answers:
+    head, answers = head_of(model), Answers(len(passages))
+    with evaluating(model):
+        for batch in batches(passages, batch_tokens=batch_tokens, device=model.device):
+            answers.add(batch, hidden_states(model, batch.ids_BT), head)
+    return answers
 
 
 def judge_all(model: PreTrainedModel, tasks: Tasks, *, batch_tokens: int) -> dict[str, float]:

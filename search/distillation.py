@@ -77,7 +77,7 @@ class DistillationRequest:
     `embedding_output`. The paper found them to help where depth is cut a lot, and useless where only widths are."""
     hidden_distance: HiddenDistance = "cosine"
     """How far two states are apart. `cosine`: 1 - their cosine; `mse`: the mean square of the difference, as a fraction
-    of the teacher's."""
+    of the teacher's, token by token."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):

@@ -36,13 +36,14 @@ def hidden_cosine(lifted_NK: Tensor, teacher_NK: Tensor) -> Tensor:
 
 
 def hidden_mse(lifted_NK: Tensor, teacher_NK: Tensor) -> Tensor:
-    """The mean square of the difference, as a fraction of the teacher's mean square over all tokens.
+    """The mean square of the difference as a fraction of the teacher's mean square, token by token; their mean.
 
-    So that places with small states, like the embeddings' output, count as much as those with large ones. The paper
-    does not say how it scales its own.
+    So that places with small states, like the embeddings' output, count as much as those with large ones. Within a
+    token and not over a batch, as the loss of a batch would otherwise depend on how it is parted into micro batches.
+    The paper does not say how it scales its own.
     """
     lifted, teacher = upcast(lifted_NK), upcast(teacher_NK)
-    return (lifted - teacher).square().mean() / teacher.square().mean().clamp_min(_TINY)
+    return ((lifted - teacher).square().mean(-1) / teacher.square().mean(-1).clamp_min(_TINY)).mean()
 
 
 HIDDEN_DISTANCES: Mapping[HiddenDistance, Callable[[Tensor, Tensor], Tensor]] = {

@@ -298,6 +298,19 @@ def test_micro_batches_change_nothing_but_the_rounding(teacher: PreTrainedModel,
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("loss", get_args(DistillationLoss))
+def test_micro_batches_change_nothing_but_the_rounding_of_any_loss(
+    teacher: PreTrainedModel, loss: DistillationLoss
+) -> None:
+    whole = replace(REQUEST, tokens=16 * 8 * 6, batch_tokens=16 * 8, loss=loss)
+    one, other = new_student(), new_student()
+    (expected,) = run(one, teacher, whole, rungs=(6,))
+    (got,) = run(other, teacher, replace(whole, micro_batch_tokens=16 * 3), rungs=(6,))
+    assert got.train_loss == pytest.approx(expected.train_loss, rel=1e-9)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
 def out_of_memory_above(student: PreTrainedModel, windows: int) -> list[int]:
     """Make a student's last layer fail for more windows; the sizes of the batches that came through."""
     sizes = []

@@ -104,14 +104,16 @@ def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SH
     whole = VerifiedTensors(stored, cut.fingerprint)
     sliced = slice_each(whole, spec.selection, family, teacher=architecture, dtype=COMPUTE_DTYPE)
     with new_directory(out) as folder:
-        write_weights(folder, _student(sliced, spec.architecture, dtype), max_shard_bytes=max_shard_bytes)
+        student = _student(sliced, spec.architecture, dtype)
+        dtypes = write_weights(folder, student, max_shard_bytes=max_shard_bytes)
         write_companions(
             folder,
             spec.architecture,
             spec.selection,
             teacher=source.path,
             teacher_config=source.config,
-            dtype=str(dtype).removeprefix("torch."),
+            # what holds them all: computed values, of head residuals for one, may have stayed wider than the rest
+            dtype=str(reduce(torch.promote_types, dtypes)).removeprefix("torch."),
         )
 
 

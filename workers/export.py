@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,7 +98,7 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 def write_weights(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
+) -> frozenset[torch.dtype]:
     """Weights as safetensors, in one file or, above `max_shard_bytes`, in shards with an index.
 
     One shard at a time is held in memory. A tensor that is larger than a shard has one to itself.
@@ -106,7 +107,11 @@ def write_weights(
         folder: holds none yet.
         tensors: asked for one by one.
         max_shard_bytes: of the tensors in a file.
+
+    Returns:
+        What the tensors are stored in.
     """
+    dtypes: set[torch.dtype] = set()
     shards: list[dict[str, int]] = []  # of each: its tensors' bytes
     pending: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -114,10 +119,11 @@ def write_weights(
             shards.append(_write_shard(folder, len(shards), pending))
             pending = {}
         pending[name] = tensor
+        dtypes.add(tensor.dtype)
     shards.append(_write_shard(folder, len(shards), pending))
     if len(shards) == 1:
         _shard(folder, 0).rename(folder / WEIGHTS)
-        return
+        return frozenset(dtypes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
@@ -125,6 +131,7 @@ def write_weights(
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": sum(sum(shard.values()) for shard in shards)}, "weight_map": weight_map}
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return frozenset(dtypes)
 
 
 def _write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> dict[str, int]:

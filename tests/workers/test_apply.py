@@ -279,6 +279,8 @@ def test_residuals_are_what_the_search_began_to_distil_bit_for_bit(
     searched = dict(build_student(teacher, spec.architecture, spec.selection).named_parameters())
     assert rebuilt.keys() == searched.keys()
     assert all(torch.equal(rebuilt[name].float(), tensor) for name, tensor in searched.items())
+    loaded: Any = AutoModelForCausalLM.from_pretrained(out)  # in what config.json says
+    assert all(torch.equal(tensor, searched[name]) for name, tensor in loaded.named_parameters())
     computed = {"q_proj"} if num_key_value_heads == 2 else {"q_proj", "k_proj", "v_proj"}
     assert {name.split(".")[-2] for name, tensor in rebuilt.items() if tensor.dtype != dtype} == (
         computed if dtype is torch.bfloat16 else set()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from search.errors import InvalidInput, UnusableTeacher
 from search.finishing import FinishRequest
 from search.records import CandidateRecord, SearchRecord
+from search.request import TeacherRequest
 from search.serialization import from_json, to_json
 from search.spec import Spec, build_spec
 from tests.support.homes import REPOSITORY, REQUEST, Home, wait_until
 from tests.support.teachers import make_teacher
 from workers.export import WEIGHTS, build_checkpoint
-from workers.finish import Run, State, main
+from workers.finish import Run, State, main, model_request
 
 BATCH = REQUEST.distillation.batch_tokens
 RECIPE = FinishRequest(tokens=40 * BATCH, learning_rate=5e-3, rungs=4, start="pruned")
@@ -69,6 +70,24 @@ def losses(spec: Spec) -> dict[int, float]:
 
 def spec_in(out: Path) -> Spec:
     return from_json(Spec, json.loads((out / "spec.json").read_text()))
+
+
+def test_the_spec_names_its_models_as_the_request_did_in_all_that_they_are_read_by(spec: Spec, tmp_path: Path) -> None:
+    others: dict[str, Any] = {"ignore_attributes": ("extra",), "dtype": "float32"}
+    asked = TeacherRequest(model="tiny", **others)
+    assert {field.name for field in fields(TeacherRequest)} == {"model", *others}, "the spec does not carry the rest"
+    named = replace(spec.teacher, ignored_attributes=asked.ignore_attributes, dtype=asked.dtype)
+    assert model_request(tmp_path / "tiny", named) == replace(asked, model=str((tmp_path / "tiny").resolve()))
+
+
+def test_a_spec_that_does_not_say_what_the_teacher_computed_in_is_finished_with_a_word_about_it(
+    run_of: Callable[..., Run], spec: Spec
+) -> None:
+    told: list[str] = []
+    old = replace(spec, teacher=replace(spec.teacher, dtype=None))
+    run = run_of(spec=old, tell=told.append)
+    run.finish()
+    assert "what its teacher was asked to compute in" in told[0]
 
 
 def test_a_finished_student_is_a_plain_checkpoint_with_its_curve_and_a_lower_loss(

@@ -42,6 +42,7 @@ from search.request import BudgetRequest, SearchRequest, StrategyRequest, Teache
 from search.serialization import canonical_json, from_json, to_json
 from search.spec import Spec, SpecTeacher, build_spec
 from workers.apply import read_spec
+from workers.compress.device import usable_device
 from workers.compress.pipeline import Measured, evaluate
 from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench
@@ -110,6 +111,8 @@ class Run:
         self._check_given("start_from", self.start_from, self.spec.start_from)
         self._check_given("corrected_teacher", self.corrected, self.spec.teacher.correction)
         state = self._state()
+        if self.spec.teacher.dtype is None:
+            self.tell("The spec does not say what its teacher was asked to compute in: taking the default, auto.")
         search = self._search()
         if state.preparation is None:
             self.tell("Preparing: reading the teacher, packing the text.")
@@ -148,8 +151,8 @@ class Run:
         """The search of one candidate that this is, as a server would store it."""
         recipe = self.spec.recipe
         searched = SearchRequest(
-            teacher=_model_request(self.teacher, self.spec.teacher),
-            start_from=_model_request(self.start_from, self.spec.start_from)
+            teacher=model_request(self.teacher, self.spec.teacher),
+            start_from=model_request(self.start_from, self.spec.start_from)
             if self.start_from and self.spec.start_from
             else None,
             budgets=(BudgetRequest(params=self.spec.parameters),),
@@ -314,9 +317,11 @@ def _whole(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
-def _model_request(path: Path, model: SpecTeacher) -> TeacherRequest:
-    """By its whole path, which lies below one of the roots."""
-    return TeacherRequest(model=str(_whole(path)), ignore_attributes=model.ignored_attributes)
+def model_request(path: Path, model: SpecTeacher) -> TeacherRequest:
+    """The request that the search named a model by, with its whole path, which lies below one of the roots."""
+    return TeacherRequest(
+        model=str(_whole(path)), ignore_attributes=model.ignored_attributes, dtype=model.dtype or "auto"
+    )
 
 
 def _check_model(where: str, wanted: SpecTeacher | None, found: str | None) -> None:
@@ -354,7 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = read_spec(options.spec)
         paths = {name: getattr(options, name) for name in ("teacher", "out", "checkpoint", "start_from")}
         paths["corrected"] = options.corrected_teacher
-        Run(spec=spec, recipe=recipe, data_roots=options.data_root, device=options.device, **paths).finish()
+        device = usable_device(options.device)
+        Run(spec=spec, recipe=recipe, data_roots=options.data_root, device=device, **paths).finish()
     except (EspalierError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

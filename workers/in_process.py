@@ -12,6 +12,7 @@ import structlog
 from search.errors import Interrupted
 from search.ports import RUN_ENDS, EvaluationEvent, EvaluationTask, Evaluator, RunFailed
 from search.records import Preparation, SearchRecord
+from workers.compress.device import usable_device
 from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench
 from workers.evaluation import Sources, in_words, run_events
@@ -27,11 +28,14 @@ class InProcessEvaluator(Evaluator):
     Args:
         sources: where teachers, text and artifacts are.
         device: torch's name of the device, ``cpu`` or ``cuda``.
+
+    Raises:
+        InvalidInput: that device cannot be used.
     """
 
     def __init__(self, sources: Sources, *, device: str = "cpu") -> None:
         self._sources = sources
-        self._device = device
+        self._device = usable_device(device)
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
         self._bench: Workbench | None = None
         self._task: EvaluationTask | None = None

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from search.distillation import DistillationRequest
@@ -60,7 +61,8 @@ def test_modes_come_back_where_what_was_measured_fails() -> None:
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_a_measurement_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(name: str) -> None:
-    model, seen = random_llama().model, set()
+    model = random_llama().model
+    seen: set[bool] = set()
     model.model.layers[0].train()
     before = modes_of(model)
     model.model.layers[0].register_forward_pre_hook(lambda *_: seen.update(modes_of(model).values()))
@@ -71,7 +73,8 @@ def test_a_measurement_runs_in_evaluation_mode_and_leaves_the_model_as_it_was(na
 
 def test_a_run_that_was_measured_goes_on_computing_its_layers_again() -> None:
     """What measures calls `eval()`, lm-evaluation-harness among it."""
-    model, calls = random_llama().model.requires_grad_(), []
+    model: PreTrainedModel = random_llama().model.requires_grad_()
+    calls: list[None] = []
     training = checkpointed(model)
     model.get_submodule("model.layers.0.mlp").register_forward_pre_hook(lambda *_: calls.append(None))
     training.advance(1)
@@ -89,11 +92,17 @@ def test_a_student_whose_layers_were_computed_again_keeps_its_cache_and_decodes_
     windows = torch.randint(3, model.config.vocab_size, (4, 9), generator=torch.Generator().manual_seed(0)).int()
     request = DistillationRequest(tokens=18, batch_tokens=18, activation_checkpointing=True, learning_rate=1e-4)
     Training(model, LiveTargets(model, windows), windows, request, seed=0).advance(1)
-    ids = windows[:1, :6].long()
+    ids: Tensor = windows[:1, :6].long()
     with torch.inference_mode():
         output = model.base_model(input_ids=ids, use_cache=True)
         assert output.past_key_values.get_seq_length() == 6
-        made = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+        made = model.generate(
+            ids,  # type: ignore[operator]  # which torch's __getattr__ hides
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
     for _ in range(3):
         ids = torch.cat([ids, logits_of(model, ids)[:, -1:].argmax(dim=-1)], dim=1)
     assert torch.equal(made, ids)

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,9 @@ from service.client import ApiError
 
 #: Columns where the output is no terminal.
 _WIDTH = 100
+
+#: More columns than any table has.
+_ANY_WIDTH = 100_000
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -54,21 +59,61 @@ def table(
     *,
     left: Iterable[int] = (),
     whole: Iterable[int] = (),
+    spare: Sequence[int] = (),
 ) -> RenderableType:
     """A table. Numbers stand right, words (the first column and those in `left`) left.
 
-    Words are folded where the table is too wide; numbers and the columns in `whole` (ids) never.
+    Words are folded where the table is too wide; numbers and the columns in `whole` (ids) are not. Where it is too wide
+    all the same, the columns in `spare` are left out, in this order, until it fits, and named below; and where none of
+    them is left, everything is folded. Nothing is ever cut.
     """
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    words = {0, *left}
-    for index, column in enumerate(columns):
-        is_word = index in words
-        fixed = not is_word or index in set(whole)
-        made.add_column(column, justify="left" if is_word else "right", no_wrap=fixed, overflow="fold")
-    for row in rows:
-        made.add_row(*(plain(cell) for cell in row))
+    cells = [[plain(cell) for cell in row] for row in rows]
+    made = _Fitted(columns=columns, rows=cells, words=frozenset({0, *left}), whole=frozenset(whole), spare=tuple(spare))
     # above the table, not as its own title: that would be wrapped at the table's width
     return Group(Text(plain(title), style="bold"), made) if title else made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    """See `table`. How wide it may be is known when it is shown."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: frozenset[int]
+    whole: frozenset[int]
+    spare: tuple[int, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown, left_out = list(range(len(self.columns))), list[str]()
+        for index in self.spare:
+            if self._least_width(shown, console, options) <= options.max_width:
+                break
+            shown.remove(index)
+            left_out.append(self.columns[index])
+        fits = self._least_width(shown, console, options) <= options.max_width
+        yield self._made(shown, fold=not fits)
+        if left_out:
+            yield Text(f"Left out, to fit {options.max_width} columns: {', '.join(left_out)}. --json has everything.")
+
+    def _least_width(self, shown: Sequence[int], console: Console, options: ConsoleOptions) -> int:
+        return self._made(shown).__rich_measure__(console, options.update(width=_ANY_WIDTH)).minimum
+
+    def _made(self, shown: Sequence[int], *, fold: bool = False) -> Table:
+        made = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for index in shown:
+            is_word = index in self.words
+            fixed = not fold and (not is_word or index in self.whole)
+            cells = (self.columns[index], *(row[index] for row in self.rows))
+            made.add_column(
+                self.columns[index],
+                justify="left" if is_word else "right",
+                no_wrap=fixed,
+                overflow="fold",
+                min_width=max(map(cell_len, cells)) if fixed else None,  # Rich takes the longest word for enough
+            )
+        for row in self.rows:
+            made.add_row(*(row[index] for index in shown))
+        return made
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Table:

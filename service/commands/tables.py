@@ -1,4 +1,4 @@
-"""The API's answers as tables for people, 100 columns wide."""
+"""The API's answers as tables for people: 100 columns wide, with fewer columns where the terminal is narrower."""
 
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -46,6 +46,9 @@ def _sizes(architecture: Json) -> tuple[object, ...]:
 
 _SIZE_COLUMNS = ("depth", "hidden", "FFN", "heads")
 
+#: Columns of a leaderboard that a narrow terminal does without, the first one first.
+_SPARE = ("size", "before", "test", "heads", "FFN", "hidden", "depth", "params")
+
 
 #: Of budgets.
 _CEILINGS = {
@@ -78,7 +81,7 @@ def show_searches(searches: Iterable[Json], out: Console) -> None:
     ]
     if rows:
         columns = ("search", "state", "name", "teacher", "budgets", "done", "created (UTC)")
-        out.print(table("Searches", columns, rows, left=(1, 2, 3), whole=(0,)))
+        out.print(table("Searches", columns, rows, left=(1, 2, 3), whole=(0,), spare=(6, 4, 3)))
     else:
         out.print("No searches. `espalier submit` makes one.")
 
@@ -158,7 +161,8 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     if not rows:
         out.print(f"{title}: no candidates yet.")
         return
-    out.print(table(title, columns, rows, left=(1,), whole=(1,)))
+    spare = [columns.index(name) for name in _SPARE]
+    out.print(table(title, columns, rows, left=(1,), whole=(0, 1), spare=spare))
     out.print(
         "Losses in nats/token: before distillation and after it (validation), and on text that chose nothing (test). "
         "±: standard error, from the spread of windows; candidates are judged on the same ones, so that their "
@@ -207,7 +211,9 @@ def _show_certainty(board: Json, out: Console) -> None:
         if row["rank"]
     ]
     out.print()
-    out.print(table("", ("#", "candidate", "seeds", "loss", "test", "best"), rows, left=(1,), whole=(1,)))
+    out.print(
+        table("", ("#", "candidate", "seeds", "loss", "test", "best"), rows, left=(1,), whole=(0, 1), spare=(2, 4))
+    )
     out.print(
         "Over seeds: the mean loss, which ranks, ± its standard deviation from seed to seed; the mean test loss; the "
         "probability of being the best. =: not to be told from the first."
@@ -244,7 +250,8 @@ def _show_metrics(board: Json, out: Console) -> None:
     measures = (*map(_COSTS.__getitem__, costs), *tasks, *map(_short, harness), *map(_SPEEDS.__getitem__, speeds))
     columns = ("#", "candidate", *measures)
     out.print()
-    out.print(table("", columns, rows, left=(1,), whole=(1,)))
+    spare = range(len(columns) - 1, 1, -1)
+    out.print(table("", columns, rows, left=(1,), whole=(0, 1), spare=spare))
     if tasks:
         out.print("Share of items that are right, and its standard error: " + ", ".join(tasks) + ".")
 

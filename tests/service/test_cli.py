@@ -41,8 +41,8 @@ def request_file(tmp_path: Path) -> Path:
 class Shell:
     """Runs `espalier` with a server's URL in the environment."""
 
-    def __init__(self, url: str) -> None:
-        self._env = {"ESPALIER_URL": url, "COLUMNS": "100", "ESPALIER_API_KEY": ""}
+    def __init__(self, url: str, *, columns: int = 100) -> None:
+        self._env = {"ESPALIER_URL": url, "COLUMNS": str(columns), "ESPALIER_API_KEY": ""}
 
     def __call__(self, *arguments: object, stdin: str | None = None) -> Result:
         return CliRunner().invoke(app, [str(each) for each in arguments], env=self._env, input=stdin)
@@ -220,6 +220,20 @@ def test_a_leaderboard_ranks_and_names_units(espalier: Shell, ended: tuple[str, 
     assert espalier.json("leaderboard", search_id, "--limit", 1)["items"][0]["rank"] == 1
     assert "2 more" in "\n".join(espalier.lines("leaderboard", search_id, "--limit", 1))
     assert len(espalier.json("leaderboard", search_id, "--state", "failed")["items"]) == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_on_a_narrow_terminal_ranks_and_ids_are_whole(
+    served: Served, ended: tuple[str, HandDriver], columns: int
+) -> None:
+    search_id, driver = ended
+    narrow = Shell(served.url, columns=columns)
+    lines = narrow.lines("leaderboard", search_id, "--budget", 0)
+    assert all(len(line) <= columns for line in lines)
+    rows = [line.split() for line in lines if " c-" in line]
+    assert [row[0] for row in rows] == ["1", "2", "failed"]
+    assert driver.candidates[1].id in rows[0]
+    assert narrow.json("spec", driver.candidates[1].id)["candidate_id"] == driver.candidates[1].id
 
 
 def test_a_leaderboard_says_how_sure_it_is(espalier: Shell, served: Served, request_file: Path) -> None:

@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from search.errors import InvalidRequest
 
@@ -17,22 +18,22 @@ def encode_cursor(query: object, position: Any) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def decode_cursor(query: object, cursor: str, parse: Callable[[Any], T]) -> T:
+def decode_cursor(query: object, cursor: str, position: TypeAdapter[T]) -> T:
     """The position in a cursor that `encode_cursor` made for the same query.
 
     Args:
         query: what is asked for, all but the page.
         cursor: as it came.
-        parse: from the JSON of a position; its ValueError or TypeError means that there is none.
+        position: what a position's JSON must be. A cursor is the client's, whatever we once put into it.
 
     Raises:
         InvalidRequest: it is none, or another query's.
     """
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        fingerprint, position = json.loads(text)
+        fingerprint, data = json.loads(text)
         if fingerprint == _fingerprint(query):
-            return parse(position)
+            return position.validate_json(json.dumps(data), strict=True)
     except (ValueError, TypeError, OverflowError, RecursionError):
         pass
     raise InvalidRequest(

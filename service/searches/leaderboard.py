@@ -4,7 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from search.budget import Budget
 from search.errors import InvalidRequest
@@ -15,6 +16,7 @@ from service.searches.schemas import SORT_COLUMNS, LeaderboardRow, Order, SortKe
 
 #: What orders the rows: those without a value last, then the value (negated where descending), then the number.
 Position = tuple[bool, float, int]
+POSITION: TypeAdapter[Position] = TypeAdapter(Position)
 
 
 def budget_of(search: SearchRecord, index: int) -> Budget:
@@ -65,12 +67,6 @@ def position(row: LeaderboardRow, sort: SortKey, order: Order) -> Position:
     """Where a row stands, by a column or one of its metrics."""
     value = getattr(row, sort) if sort in SORT_COLUMNS else row.metrics.get(sort)
     return value is None, (value or 0) * (1 if order == "asc" else -1), row.number
-
-
-def parse_position(data: Any) -> Position:
-    """The inverse of a position's JSON. Raises ValueError or TypeError."""
-    is_missing, value, number = data
-    return bool(is_missing), float(value), int(number)
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:

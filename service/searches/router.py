@@ -2,10 +2,11 @@
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
+from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
 from search.errors import NotFound, NotReady
 from search.objectives import Objectives
@@ -19,12 +20,20 @@ from search.spec import Spec, build_spec
 from service.cursors import decode_cursor, encode_cursor
 from service.deps import Artifacts, Database, SearchId, Settings
 from service.errors import problems
-from service.searches.leaderboard import board, budget_of, inside, parse_position, position, to_csv
+from service.searches.leaderboard import POSITION, board, budget_of, inside, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
 from service.settings import ServiceSettings
 
 #: No type is registered for it.
 _SAFETENSORS = "application/octet-stream"
+
+#: Where a page of searches ended: when its last one was made, and its id.
+_LAST_SEARCH: TypeAdapter[tuple[datetime, str]] = TypeAdapter(
+    tuple[
+        Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))],
+        Annotated[str, Field(pattern="^[ -~]+$")],
+    ]
+)
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
 
@@ -83,19 +92,12 @@ def list_searches(
 ) -> SearchPage:
     """All searches, newest first."""
     query = ["searches", state, tag]
-    after = decode_cursor(query, cursor, _parse_position) if cursor is not None else None
+    after = decode_cursor(query, cursor, _LAST_SEARCH) if cursor is not None else None
     found = store.list_searches(state=state, tag=tag, after=after, limit=limit + 1)
     page = tuple(found[:limit])
     more = len(found) > limit
     next_cursor = encode_cursor(query, [page[-1].created_at.isoformat(), page[-1].id]) if more else None
     return SearchPage(items=page, next_cursor=next_cursor)
-
-
-def _parse_position(position: Any) -> tuple[datetime, str]:
-    created_at, search_id = position
-    if not (search_id.isascii() and search_id.isprintable()):
-        raise ValueError("no id")
-    return datetime.fromisoformat(created_at).astimezone(UTC), search_id
 
 
 @router.get("/{search_id}", responses=problems(401, 404))
@@ -159,7 +161,7 @@ def get_leaderboard(
     query = ["leaderboard", search_id, budget, sort, order, state, pareto]
     rest = rows
     if cursor is not None:
-        after = decode_cursor(query, cursor, parse_position)
+        after = decode_cursor(query, cursor, POSITION)
         rest = [row for row in rows if position(row, sort, order) > after]
     as_csv = _prefers_csv(request)
     page = rest[: limit or (len(rest) if as_csv else 100)]

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.cursors import encode_cursor
 from tests.support.files import CONFIG, tensors_of, write_index, write_model, write_safetensors
 from tests.support.service import BODY, DriverHand
 
@@ -441,6 +442,23 @@ def test_a_query_that_cannot_be(query: str, location: str, client: TestClient) -
     problem = check_problem(response.status_code, response.headers, response.json())
     assert problem["status"] == 422
     assert [error["location"] for error in problem["errors"]] == [location]
+
+
+POSITIONS = st.lists(json_leaves | st.sampled_from(["0001-01-01T00:00:00+14:00", "2026-11-30T00:00:00Z", "s-1"]))
+
+
+@given(position=POSITIONS | json_values)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_page_behind_whatever_a_cursor_says_is_shown_or_refused_in_words(position: Any, client: TestClient) -> None:
+    """Cursors are not secret: anybody can make one that names the right query."""
+    search_id = client.get("/v1/searches").json()["items"]
+    search_id = search_id[0]["id"] if search_id else client.post("/v1/searches", json=BODY).json()["id"]
+    board = ["leaderboard", search_id, None, "rank", "asc", None, False]
+    for path, query in (("/v1/searches", ["searches", None, None]), (f"/v1/searches/{search_id}/leaderboard", board)):
+        response = client.get(path, params={"cursor": encode_cursor(query, position)})
+        if response.status_code != 200:
+            problem = check_problem(response.status_code, response.headers, response.json())
+            assert [error["location"] for error in problem["errors"]] == ["query.cursor"]
 
 
 @pytest.mark.parametrize(

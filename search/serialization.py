@@ -4,6 +4,7 @@ The dataclasses stay plain (frozen, slotted, validating themselves); pydantic re
 """
 
 import json
+import threading
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -12,11 +13,16 @@ T = TypeVar("T")
 
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
+#: Before CPython 3.11.8 two threads that read the docstrings of fields by `ast` at once may end in a SystemError.
+_making = threading.Lock()
+
 
 def adapter(kind: type[T]) -> TypeAdapter[T]:
-    """The (cached) pydantic adapter of a dataclass: making one costs milliseconds."""
+    """The (cached) pydantic adapter of a dataclass: making one costs milliseconds. One thread at a time makes one."""
     if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
+        with _making:
+            if kind not in _adapters:
+                _adapters[kind] = TypeAdapter(kind)
     return _adapters[kind]
 
 

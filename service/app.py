@@ -24,7 +24,7 @@ from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError
 from search.ports import ArtifactStore
 from search.store.sql import SqlStore, migrate
-from service import events, health
+from service import events, health, prebuilt
 from service.auth import HostGuard, check_binding, require_key
 from service.candidates.router import router as candidates_router
 from service.deps import Context, StopFlag
@@ -79,6 +79,7 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         migrate.require_current(settings.database)
+        prebuilt.build(app)
         current_default_thread_limiter().total_tokens = _THREADS
         with closing(SqlStore(settings.database)) as store:
             app.state.context = Context(

@@ -227,7 +227,7 @@ def _explained(error: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _fields() -> frozenset[str]:
+def field_names() -> frozenset[str]:
     """Every field that a submission may have, at any depth."""
     schema = adapter(SearchRequest).json_schema()
     objects = [schema, *schema["$defs"].values()]
@@ -235,7 +235,7 @@ def _fields() -> frozenset[str]:
 
 
 def _nearest_field(name: str) -> str:
-    nearest = get_close_matches(name, _fields(), n=1)
+    nearest = get_close_matches(name, field_names(), n=1)
     return f"Did you mean {nearest[0]!r}?" if nearest else "/docs lists the fields there are."
 
 

@@ -254,3 +254,8 @@ drivers = Table(
     Column("resources", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
 )
+
+#: The kinds of values that columns hold.
+STORED_VALUES: frozenset[type[Any]] = frozenset(
+    column.type.kind for table in metadata.tables.values() for column in table.columns if isinstance(column.type, Value)
+)

@@ -110,9 +110,10 @@ def _publish_problems(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = generate()
-        publish_problems(document)
-        return document
+        if app.openapi_schema is None:
+            publish_problems(generate())  # which FastAPI keeps
+        assert app.openapi_schema is not None
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to change the document
 

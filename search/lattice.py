@@ -27,6 +27,7 @@ from search.budget import Budget
 from search.counting import count
 from search.errors import InvalidRequest
 from search.families import FAMILIES
+from search.patience import checkpoint
 
 #: The axes that are proposed; ``intermediate_size`` is solved.
 OUTER_AXES = AXES[:-1]
@@ -125,6 +126,7 @@ class Lattice:
             raise InvalidRequest(expected=f"sizes whose counts are at most {LARGEST_INTEGER:,}", got=of_teacher)
         corners = np.empty((4, self.widths.shape[1]), dtype=np.int64)
         for start in range(0, self.widths.shape[1], _BLOCK):
+            checkpoint()
             block = slice(start, start + _BLOCK)
             for corner, (depth, size) in zip(corners, product((0, 1), (0, 1)), strict=True):
                 corner[block] = of(self._at(depth, size, block))
@@ -139,6 +141,7 @@ class Lattice:
         parameters = self.parameters(budget)
         ceilings = [(self.quantity(ceiling.of), ceiling.most) for ceiling in budget.ceilings]
         for depth in self.depths.tolist():
+            checkpoint()
             line = parameters.line(depth)
             stop = np.full(self.widths.shape[1], len(self.intermediate_sizes))
             for quantity, most in ceilings:

@@ -21,6 +21,7 @@ from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
 from search.harness import check_harness_tasks
+from search.patience import checkpoint
 from search.records import NewSearch, SearchRecord, TeacherRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
 from search.sources import resolve_teacher
@@ -188,6 +189,7 @@ def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path],
     with _seen_from("evaluation"):
         num_bytes = check_harness_tasks(evaluation, data_roots, allow_hub=allow_hub)
     for index, task in enumerate(evaluation.tasks):
+        checkpoint()
         with _seen_from("evaluation", "tasks", index):
             num_bytes += read_task(task, data_roots, limit=evaluation.task_items).num_bytes
     return num_bytes
@@ -213,6 +215,7 @@ def _budget(index: int, request: BudgetRequest, source: Architecture, sequence_l
 def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet, ...]:
     feasible = []
     for index, budget in enumerate(budgets):
+        checkpoint()
         with _seen_from("budgets", index):
             feasible.append(space.within(budget))
     return tuple(feasible)

@@ -16,6 +16,7 @@ from search.counting import (
 from search.distillation import DistillationRequest
 from search.learning_rate import FRACTION, USUAL_TRIALS
 from search.memory import MemoryEstimate, estimate_memory
+from search.patience import checkpoint
 from search.planning import Plan, most_candidates, most_repeats
 from search.records import NewSearch, TeacherRecord
 from search.request import ImportanceRequest, SearchRequest
@@ -144,6 +145,7 @@ def preview(planned: Plan) -> Preview:
 
 
 def _preview_budget(planned: Plan, feasible: FeasibleSet) -> BudgetPreview:
+    checkpoint()
     request = planned.new_search.request
     sequence_length = request.data.sequence_length
     micro_batch_tokens = request.distillation.micro_batch_tokens or request.distillation.batch_tokens

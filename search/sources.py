@@ -15,6 +15,7 @@ from typing import Any
 
 from search.checkpoint import StoredTensor, quantised, read_headers
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
+from search.patience import checkpoint
 
 #: Files that `pickle` writes: loading one runs whatever it says.
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -309,6 +310,7 @@ def _shards(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str
 def _files(folder: Path, name: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
     found = []
     for place, folders, files in os.walk(folder):
+        checkpoint()
         _refuse_links(Path(place), name, [*folders, *files])
         found += [Path(place, file) for file in files if Path(file).suffix in suffixes]
     return tuple(sorted(found, key=lambda file: file.relative_to(folder).as_posix()))
@@ -334,6 +336,7 @@ def _folders(roots: Sequence[Path]) -> Iterator[tuple[str, list[str], list[str]]
     """(name, folders, files) of every folder near the top of the roots, none of them a link."""
     for root in map(_absolute, roots):
         for place, folders, files in os.walk(root):
+            checkpoint()
             name = Path(place).relative_to(root)
             folders[:] = sorted(folders) if len(name.parts) < _OFFER_DEPTH else []
             yield name.as_posix(), folders, files

@@ -31,12 +31,13 @@ from service.deps import Context, StopFlag
 from service.errors import install_handlers, publish_problems
 from service.families.router import router as families_router
 from service.middleware import BodyLimit, RequestLog, configure_logging
+from service.planners import NUM_PLANNERS, Planners
 from service.searches.router import router as searches_router
 from service.settings import ServiceSettings
 
-#: Requests served at the same time, no more than the database pool has connections: with more threads than
-#: connections each could hold one and wait for another.
-_THREADS = 12
+#: Requests served at the same time. With those that plan, no more than the database pool has connections: with more
+#: threads than connections each could hold one and wait for another.
+_THREADS = 12 - NUM_PLANNERS
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
@@ -81,6 +82,7 @@ def _lifespan(
         migrate.require_current(settings.database)
         prebuilt.build(app)
         current_default_thread_limiter().total_tokens = _THREADS
+        app.state.planners = Planners()
         with closing(SqlStore(settings.database)) as store:
             app.state.context = Context(
                 settings=settings, store=store, artifacts=artifacts, stopping=app.state.stopping

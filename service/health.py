@@ -41,8 +41,8 @@ class Readiness:
 
 
 @router.get("/healthz")
-def healthz() -> Health:
-    """Whether the process answers."""
+async def healthz() -> Health:
+    """Whether the process answers: without a thread, which all may be busy."""
     return Health()
 
 

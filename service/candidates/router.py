@@ -12,6 +12,7 @@ from search.records import CandidateRecord, ExportRecord, JobState, SearchRecord
 from search.spec import Spec, build_spec
 from service.deps import Artifacts, CandidateId, Database, Settings
 from service.errors import problems
+from service.planners import Planned
 
 router = APIRouter(prefix="/v1/candidates", tags=["candidates"])
 
@@ -64,15 +65,24 @@ def request_export(candidate_id: CandidateId, store: Database, response: Respons
     return export
 
 
-@router.post("/{candidate_id}/finish", status_code=201, responses=problems(400, 401, 404, 409, 413, 422))
-def finish_candidate(
-    candidate_id: CandidateId, finish: FinishRequest, settings: Settings, store: Database, response: Response
+@router.post("/{candidate_id}/finish", status_code=201, responses=problems(400, 401, 404, 408, 409, 413, 422, 503))
+async def finish_candidate(
+    candidate_id: CandidateId,
+    finish: FinishRequest,
+    settings: Settings,
+    store: Database,
+    planned: Planned,
+    response: Response,
 ) -> SearchRecord:
     """Train a completed candidate by its full recipe: a search of this one candidate, to be watched like any other."""
-    candidate = store.get_candidate(candidate_id)
-    search = store.get_search(candidate.search_id)
-    roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
-    new = store.create_search(plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub))
+
+    def submit() -> SearchRecord:
+        candidate = store.get_candidate(candidate_id)
+        search = store.get_search(candidate.search_id)
+        roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
+        return store.create_search(plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub))
+
+    new = await planned(submit)
     response.headers["Location"] = f"/v1/searches/{new.id}"
     return new
 

@@ -20,6 +20,7 @@ from search.spec import Spec, build_spec
 from service.cursors import decode_cursor, encode_cursor
 from service.deps import Artifacts, Database, SearchId, Settings
 from service.errors import problems
+from service.planners import Planned
 from service.searches.leaderboard import POSITION, board, budget_of, inside, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
 from service.settings import ServiceSettings
@@ -48,27 +49,31 @@ IdempotencyHeader = Annotated[
 ]
 
 
-@router.post("", status_code=201, responses=problems(400, 401, 413, 422))
-def submit_search(
+@router.post("", status_code=201, responses=problems(400, 401, 408, 413, 422, 503))
+async def submit_search(
     request: SearchRequest,
     settings: Settings,
     store: Database,
+    planned: Planned,
     response: Response,
     idempotency_key: IdempotencyHeader = None,
 ) -> SearchRecord:
     """Submit a search. Everything that can be checked without the teacher's weights is checked now."""
-    key = _idempotency(idempotency_key, request)
-    search = store.find_idempotent(key) if key else None
-    if search is None:
-        search = store.create_search(_plan(request, settings).new_search, idempotency=key)
+
+    def submit() -> SearchRecord:
+        key = _idempotency(idempotency_key, request)
+        search = store.find_idempotent(key) if key else None
+        return search or store.create_search(_plan(request, settings).new_search, idempotency=key)
+
+    search = await planned(submit)
     response.headers["Location"] = f"/v1/searches/{search.id}"
     return search
 
 
-@router.post("/preview", responses=problems(400, 401, 413, 422))
-def preview_search(request: SearchRequest, settings: Settings) -> Preview:
+@router.post("/preview", responses=problems(400, 401, 408, 413, 422, 503))
+async def preview_search(request: SearchRequest, settings: Settings, planned: Planned) -> Preview:
     """What a submission would search and cost, at most. Nothing is stored."""
-    return preview(_plan(request, settings))
+    return await planned(lambda: preview(_plan(request, settings)))
 
 
 def _plan(request: SearchRequest, settings: ServiceSettings) -> Plan:

@@ -15,7 +15,7 @@ from search.data import DataRequest
 from search.errors import InvalidRequest, NotReady
 from search.planning import plan
 from search.records import CandidateRecord, Continuation, NewSearch, SearchRecord
-from search.request import BudgetRequest, SearchRequest, SpaceRequest, StrategyRequest
+from search.request import MAX_NAME, BudgetRequest, SearchRequest, SpaceRequest, StrategyRequest
 from search.schema import SCHEMA as _SCHEMA
 from search.schema import require as _require
 
@@ -64,6 +64,7 @@ def finishing_request(request: SearchRequest, architecture: Architecture, finish
     }
     return replace(
         request,
+        name=_name(request.name),
         budgets=(BudgetRequest(params=parameters(architecture)),),
         space=SpaceRequest(**{axis: (getattr(architecture, axis),) for axis in AXES}),
         data=finish.data or request.data,
@@ -80,6 +81,11 @@ def finishing_request(request: SearchRequest, architecture: Architecture, finish
         ),
         limits=replace(request.limits, max_tokens=None, max_hours=None),  # those of the search
     )
+
+
+def _name(searched: str) -> str:
+    """What a finishing is called, after the search that its candidate comes from."""
+    return f"finishing of {searched}"[:MAX_NAME] if searched else "finishing"
 
 
 def plan_finish(

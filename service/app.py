@@ -16,6 +16,7 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import SQLAlchemyError
@@ -52,7 +53,8 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     settings = settings or ServiceSettings()
     check_binding(settings)
     artifacts = FsspecArtifactStore(settings.artifacts, cache_dir=settings.home_dir / "cache")
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # FastAPI, with the files of its pages of documentation beside it
+        redoc_url=None,
         title="Espalier",
         version=_version(),
         description="Neural architecture search that compresses language models.",

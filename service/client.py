@@ -33,6 +33,13 @@ from search.serialization import to_json
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 
+
+def default_url() -> str:
+    """Where a server on this machine listens, by the same `ESPALIER_PORT` that it reads."""
+    port = os.environ.get("ESPALIER_PORT", "")
+    return f"http://127.0.0.1:{port}" if port.isdecimal() and int(port) else DEFAULT_URL
+
+
 #: Event kinds after which a search has no others of its own.
 FINAL_EVENTS = frozenset({"search.completed", "search.failed", "search.cancelled"})
 
@@ -232,9 +239,13 @@ class Espalier:
         """Its learning curve."""
         return self._json("GET", _path("candidates", candidate_id, "curve"))
 
-    def finish(self, candidate_id: str, recipe: Mapping[str, Any]) -> Json:
-        """Have it trained by its full recipe: ``{"tokens": …}`` at least; the search of one candidate that does it."""
-        return self._json("POST", _path("candidates", candidate_id, "finish"), json=dict(recipe))
+    def finish(self, candidate_id: str, recipe: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Have it trained by its full recipe: ``{"tokens": …}`` at least; the search of one candidate that does it.
+
+        With the same key and recipe, the first one again.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", _path("candidates", candidate_id, "finish"), json=dict(recipe), headers=headers)
 
     def export(self, candidate_id: str, *, wait: bool = True, poll_s: float = 0.5) -> Json:
         """Have its checkpoint built; with `wait`, until it is ready to download.

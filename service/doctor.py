@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 from search.errors import DatabaseNotCurrent, EspalierError
 from search.sources import TEXT_SUFFIXES
 from search.store.sql import SqlStore, migrate
+from service.disk import LEAST_FREE_BYTES, nearest_folder
 from service.settings import ServiceSettings
 
 _WORKER_PACKAGES = ("torch", "transformers", "ray")
@@ -136,7 +137,7 @@ def _artifacts(settings: ServiceSettings) -> Iterator[Finding]:
         yield _ok("artifacts", place)
         return
     folder = Path(place).expanduser().absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = nearest_folder(folder)
     try:
         with TemporaryFile(dir=existing):
             free = shutil.disk_usage(existing).free
@@ -145,7 +146,10 @@ def _artifacts(settings: ServiceSettings) -> Iterator[Finding]:
         yield _broken("artifacts", f"{folder} cannot be written: {error.strerror}", hint)
         return
     found = f"{folder}, {free / _GIB:,.1f} GiB free"
-    if free < _LITTLE_DISK:
+    if free < LEAST_FREE_BYTES:
+        hint = "Make room, or point elsewhere: nothing can be kept, and /readyz says so, too."
+        yield _broken("artifacts", found, hint)
+    elif free < _LITTLE_DISK:
         yield _note("artifacts", found, "A checkpoint a candidate is kept: make room, or point elsewhere.")
     else:
         yield _ok("artifacts", found)

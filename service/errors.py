@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 from structlog.stdlib import get_logger
 
 from search.errors import (
@@ -97,6 +98,10 @@ def publish_problems(openapi: dict[str, Any]) -> None:
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(schema.pop("$defs"))
     schemas["Problem"] = schema
+    for path, operations in openapi["paths"].items():
+        for operation in operations.values():
+            if path.startswith("/v1/"):
+                operation["responses"] |= {str(status): told for status, told in problems(403).items()}
     for operation in (operation for path in openapi["paths"].values() for operation in path.values()):
         if PROBLEM_JSON not in operation["responses"].get("422", {}).get("content", {PROBLEM_JSON: None}):
             del operation["responses"]["422"]
@@ -111,17 +116,35 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def on_invalid_request(request: Request, error: RequestValidationError) -> Response:
-        return validation_problem(request.url.path, error)
+        return validation_problem(request.url.path, error, content_type=request.headers.get("content-type"))
 
     @app.exception_handler(HTTPException)
     def on_http_exception(request: Request, error: HTTPException) -> Response:
-        return problem(
-            request.url.path, error.status_code, detail=_http_detail(request, error), headers=error.headers or {}
-        )
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(allowed_methods(app, request.url.path))
+        return problem(request.url.path, error.status_code, detail=_http_detail(request, error), headers=headers)
 
     @app.exception_handler(OperationalError)
     def on_database_error(request: Request, error: OperationalError) -> Response:
         return server_problem(request.url.path, 503, error)
+
+
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """What a path answers, over all routes that match it; Starlette's own list is that of the first one alone."""
+    found = {
+        method.upper()
+        for template, operations in app.openapi()["paths"].items()
+        if compile_path(template)[0].fullmatch(path)
+        for method, told in operations.items()
+    }
+    is_download = any(compile_path(template)[0].fullmatch(path) for template in _downloads(app.openapi()))
+    return sorted(found | ({"HEAD"} if is_download else set()) or {"GET"})
+
+
+def _downloads(openapi: Mapping[str, Any]) -> list[str]:
+    """The paths that answer with files: ranges of them can be asked for."""
+    return [path for path, told in openapi["paths"].items() if "206" in told.get("get", {}).get("responses", {})]
 
 
 def problem(
@@ -188,12 +211,36 @@ def _http_detail(request: Request, error: HTTPException) -> str:
 # --- validation: pydantic's errors in the shape of ours -------------------------------------------------------------
 
 
-def validation_problem(instance: str, error: RequestValidationError) -> Response:
-    """Fields that pydantic, or a dataclass's own check, refused."""
+def validation_problem(instance: str, error: RequestValidationError, *, content_type: str | None = None) -> Response:
+    """Fields that pydantic, or a dataclass's own check, refused.
+
+    Args:
+        instance: the path of the call.
+        error: what they raised.
+        content_type: as it came. A body that is not said to be JSON is not read as JSON.
+    """
+    if isinstance(error.body, bytes) and not _is_json(content_type):
+        return _not_said_to_be_json(instance, content_type)
     entries = _without_noise([_validation_entry(each, error.body) for each in error.errors()])
     sentences = [_sentence(entry) for entry in entries]
     kind, title = "urn:espalier:invalid-request", "Invalid request"
     return problem(instance, 422, detail=" ".join(sentences), kind=kind, title=title, errors=entries)
+
+
+def _is_json(content_type: str | None) -> bool:
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _not_said_to_be_json(instance: str, content_type: str | None) -> Response:
+    entry = {
+        "location": "header.content-type",
+        "expected": "application/json",
+        "got": content_type,
+        "hint": "Send the header Content-Type: application/json (curl --json does).",
+    }
+    kind, title = "urn:espalier:invalid-request", "Invalid request"
+    return problem(instance, 422, detail=_sentence(entry), kind=kind, title=title, errors=[entry])
 
 
 def _validation_entry(error: Mapping[str, Any], body: Any) -> dict[str, Any]:

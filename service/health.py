@@ -11,6 +11,7 @@ from search.errors import DatabaseNotCurrent, DatabaseUnavailable
 from search.records import DriverRecord
 from search.store.sql import SqlStore, migrate
 from service.deps import Database, Settings
+from service.disk import shortages
 from service.settings import ServiceSettings
 
 router = APIRouter(tags=["health"])
@@ -48,7 +49,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready, with the reasons"}})
 def readyz(settings: Settings, store: Database, response: Response) -> Readiness:
-    """Whether the database is there and current, and a driver with resources has been seen lately."""
+    """Whether the database is there and current, a driver with resources has been seen lately, and there is room."""
     readiness = check(settings, store)
     response.status_code = 200 if readiness.ready else 503
     return readiness
@@ -65,7 +66,7 @@ def check(settings: ServiceSettings, store: SqlStore) -> Readiness:
         return Readiness(ready=False, reasons=("the database does not answer",), drivers=())
     oldest = datetime.now(UTC) - timedelta(seconds=settings.driver_timeout_s)
     living = [driver for driver in drivers if driver.seen_at >= oldest]
-    reasons = _reasons(living, settings.driver_timeout_s)
+    reasons = (*_reasons(living, settings.driver_timeout_s), *shortages(settings))
     statuses = tuple(DriverStatus(seen_at=driver.seen_at, resources=driver.resources) for driver in living)
     return Readiness(ready=not reasons, reasons=reasons, drivers=statuses)
 

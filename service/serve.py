@@ -62,7 +62,7 @@ def serve(settings: ServiceSettings, *, driver: bool = True, say: Callable[[str]
         MissingExtra: `driver` without torch, transformers and Ray.
         HomeInUse: another one runs on the same home.
         PortInUse: something else listens there.
-        ChildFailed: a child died again and again.
+        ChildFailed: the API died again and again.
         NotAnswering: the API does not answer.
     """
     if driver:
@@ -103,7 +103,9 @@ def _children(settings: ServiceSettings, *, driver: bool) -> Sequence[Child]:
         }
     )
     api = Child(name="API", module="service.app", environment=environment)
-    return [api, Child(name="driver", module="workers.driver", environment=environment)] if driver else [api]
+    # leaderboards are read, and searches submitted, while no driver can run
+    driver_child = Child(name="driver", module="workers.driver", environment=environment, is_essential=False)
+    return [api, driver_child] if driver else [api]
 
 
 def _free_port(host: str, port: int) -> int:

@@ -31,7 +31,7 @@ class RestartPolicy:
     quick_s: float = 60.0
     first_delay_s: float = 1.0
     longest_delay_s: float = 30.0
-    #: Quick deaths in a row after which the supervisor gives up.
+    #: Quick deaths in a row after which the supervisor gives up, or waits longest where others can do without.
     most_quick_deaths: int = 5
 
     def delay(self, quick_deaths: int) -> float | None:
@@ -48,6 +48,8 @@ class Child:
     name: str
     module: str
     environment: Mapping[str, str]
+    #: Whether the others are no use without it. Any other that cannot be kept alive is tried again and again.
+    is_essential: bool = True
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     quick_deaths: int = 0
@@ -134,7 +136,7 @@ class Supervisor:
         """Watch over the children until a signal comes.
 
         Raises:
-            ChildFailed: one died too often.
+            ChildFailed: an essential one died too often.
         """
         while not self.stopping:
             self.tick()
@@ -173,10 +175,11 @@ class Supervisor:
         child.process = None
         delay = self._policy.delay(child.quick_deaths)
         if delay is None:
-            raise ChildFailed(
-                f"the {child.name} {how}, {child.quick_deaths} times in a row: its own messages above say why, "
-                "and `espalier doctor` checks what it needs"
-            )
+            why = f"{child.quick_deaths} times in a row: its own messages above say why, and `espalier doctor` checks "
+            how = f"{how}, {why}what it needs"
+            if child.is_essential:
+                raise ChildFailed(f"the {child.name} {how}")
+            delay = self._policy.longest_delay_s
         child.due_at = time.monotonic() + delay
         self._say(f"the {child.name} {how}; starting it again in {delay:g} s")
 

@@ -127,8 +127,9 @@ class Run:
             _check_model("start_from", self.spec.start_from, preparation.origin_digest)
             state = self._save(replace(state, preparation=preparation))
         search = replace(search, preparation=state.preparation)
-        result = self._train(search, state)
-        self._write(search, result)
+        result, state = self._train(search, state)
+        self._judge(state)
+        self._write(search, result, state)
         shutil.rmtree(self.folder)
 
     @property
@@ -242,9 +243,18 @@ class Run:
         self.tell(f"{line}, KL {values['validation_kl']:.4f}")
         return state
 
-    def _write(self, search: SearchRecord, outcome: tuple[RunResult, State]) -> None:
+    def _judge(self, state: State) -> None:
+        """Say so where the student ends worse than it began."""
+        losses = {m.tokens: m.value for m in state.measurements if m.metric == "validation_loss"}
+        first, last = losses[min(losses)], losses[max(losses)]
+        if last > first:
+            self.tell(
+                f"Finishing made it worse: validation loss {first:.4f} before, {last:.4f} after. A lower learning rate "
+                "usually helps; what it began with is still where it was."
+            )
+
+    def _write(self, search: SearchRecord, result: RunResult, state: State) -> None:
         """Make `out`, whole or not at all."""
-        result, state = outcome
         candidate = CandidateRecord(
             id=self.spec.candidate_id,
             search_id=search.id,

@@ -9,9 +9,12 @@ from fastapi.responses import FileResponse
 from search.errors import NotFound, NotReady
 from search.finishing import FinishRequest, plan_finish
 from search.records import CandidateRecord, ExportRecord, JobState, SearchRecord
+from search.serialization import canonical_json
 from search.spec import Spec, build_spec
 from service.deps import Artifacts, CandidateId, Database, Settings
+from service.downloads import DOWNLOAD, Download
 from service.errors import problems
+from service.idempotency import IdempotencyHeader, idempotency
 from service.planners import Planned
 
 router = APIRouter(prefix="/v1/candidates", tags=["candidates"])
@@ -73,14 +76,19 @@ async def finish_candidate(
     store: Database,
     planned: Planned,
     response: Response,
+    idempotency_key: IdempotencyHeader = None,
 ) -> SearchRecord:
     """Train a completed candidate by its full recipe: a search of this one candidate, to be watched like any other."""
 
     def submit() -> SearchRecord:
+        key = idempotency(idempotency_key, (candidate_id, canonical_json(finish)))
+        if key and (found := store.find_idempotent(key)):
+            return found
         candidate = store.get_candidate(candidate_id)
         search = store.get_search(candidate.search_id)
         roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
-        return store.create_search(plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub))
+        new = plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub)
+        return store.create_search(new, idempotency=key)
 
     new = await planned(submit)
     response.headers["Location"] = f"/v1/searches/{new.id}"
@@ -96,19 +104,17 @@ def get_export(candidate_id: CandidateId, store: Database) -> ExportRecord:
     return export
 
 
+@router.head("/{candidate_id}/checkpoint", response_class=FileResponse, include_in_schema=False)
 @router.get(
     "/{candidate_id}/checkpoint",
     response_class=FileResponse,
-    responses={200: {"content": {"application/x-tar": {}}}, **problems(401, 404, 409)},
+    responses={200: {"content": {"application/x-tar": {}}}, **DOWNLOAD, **problems(401, 404, 409)},
 )
-def download_checkpoint(candidate_id: CandidateId, store: Database, artifacts: Artifacts) -> FileResponse:
+def download_checkpoint(candidate_id: CandidateId, store: Database, artifacts: Artifacts) -> Download:
     """The checkpoint as a tar of a Hugging Face directory. Ranges are honoured, so a download can be resumed."""
     digest = _archive(candidate_id, store.get_export(candidate_id))
-    return FileResponse(
-        artifacts.local_path(digest),
-        media_type="application/x-tar",
-        filename=f"{candidate_id}.tar",
-        headers={"ETag": f'"{digest}"'},
+    return Download(
+        artifacts.local_path(digest), digest=digest, media_type="application/x-tar", filename=f"{candidate_id}.tar"
     )
 
 

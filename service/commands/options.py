@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from service.client import DEFAULT_URL, Espalier
+from service.client import Espalier, default_url
+
+DEFAULT_URL = default_url()
 
 Url = Annotated[str, typer.Option("--url", envvar="ESPALIER_URL", help="The server.")]
 ApiKey = Annotated[

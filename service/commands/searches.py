@@ -14,6 +14,9 @@ from service.commands.output import console, emit_json, emit_json_line, facts
 from service.commands.requests import takes_request
 from service.commands.watching import follow
 
+IdempotencyKey = Annotated[
+    str | None, typer.Option(help="With the same key and request, the first search again.", show_default=False)
+]
 Budget = Annotated[int | None, typer.Option(help="Index of a budget, from 0.", show_default=False)]
 
 
@@ -39,9 +42,7 @@ def register(app: typer.Typer) -> None:
 def submit(
     request: dict[str, Any],
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show the search's progress.")] = False,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="With the same key and request, the first search again.", show_default=False)
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,
@@ -242,14 +243,16 @@ def submit_finish(
     pruned: Annotated[bool, typer.Option("--pruned", help="Begin with the weights as cut, not distilled.")] = False,
     rungs: Annotated[int, typer.Option(help="How often to measure and to keep the run.")] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show its progress.")] = False,
+    idempotency_key: IdempotencyKey = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = "",
     as_json: AsJson = False,
 ) -> None:
     """Have a candidate trained by its full recipe, on the server. A search of this one candidate does it."""
-    recipe = {"tokens": tokens, "rungs": rungs, "start": "pruned" if pruned else "distilled"}
+    recipe: dict[str, Any] = {"tokens": tokens, "rungs": rungs, "start": "pruned" if pruned else "distilled"}
     with client(url, api_key) as espalier:
-        search = espalier.finish(candidate_id, recipe | ({"learning_rate": learning_rate} if learning_rate else {}))
+        recipe |= {"learning_rate": learning_rate} if learning_rate else {}
+        search = espalier.finish(candidate_id, recipe, idempotency_key=idempotency_key)
         if as_json:
             (emit_json_line if watch else emit_json)(search)
         elif not watch:

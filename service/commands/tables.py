@@ -170,6 +170,13 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
         f"size: of the teacher's parameters. heads: query/KV. *: {_front(board)}."
         + (" stopped: behind at a rung; its loss is that of the rung." if _any_stopped(board) else "")
     )
+    for row in board["items"]:
+        if row["rank"] and row["loss_before"] is not None and row["loss"] > row["loss_before"]:
+            out.print(
+                f"Training made {row['candidate_id']} worse: {number(row['loss_before'])} before, "
+                f"{number(row['loss'])} after. A lower learning rate usually helps.",
+                style="yellow",
+            )
     if board["hypervolume"] is not None:
         out.print(
             f"Objectives: {', '.join(board['objectives'])}. Hypervolume of their front: {board['hypervolume']:.4f}."

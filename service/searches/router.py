@@ -1,10 +1,9 @@
 """``/v1/searches``: submit, look, cancel, remove; the leaderboard and the best spec."""
 
-import hashlib
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
@@ -13,13 +12,15 @@ from search.objectives import Objectives
 from search.planning import Plan, plan
 from search.preview import Preview, preview
 from search.ranking import rank
-from search.records import IdempotencyKey, JobState, RunState, SearchRecord
+from search.records import JobState, RunState, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json
 from search.spec import Spec, build_spec
 from service.cursors import decode_cursor, encode_cursor
 from service.deps import Artifacts, Database, SearchId, Settings
+from service.downloads import DOWNLOAD, Download
 from service.errors import problems
+from service.idempotency import IdempotencyHeader, idempotency
 from service.planners import Planned
 from service.searches.leaderboard import POSITION, board, budget_of, inside, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
@@ -39,14 +40,6 @@ _LAST_SEARCH: TypeAdapter[tuple[datetime, str]] = TypeAdapter(
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
 
 Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the previous page.")]
-IdempotencyHeader = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        description="A word of your choice: the same one with the same body answers with the same search.",
-    ),
-]
 
 
 @router.post("", status_code=201, responses=problems(400, 401, 408, 413, 422, 503))
@@ -61,7 +54,7 @@ async def submit_search(
     """Submit a search. Everything that can be checked without the teacher's weights is checked now."""
 
     def submit() -> SearchRecord:
-        key = _idempotency(idempotency_key, request)
+        key = idempotency(idempotency_key, (canonical_json(request),))
         search = store.find_idempotent(key) if key else None
         return search or store.create_search(_plan(request, settings).new_search, idempotency=key)
 
@@ -79,12 +72,6 @@ async def preview_search(request: SearchRequest, settings: Settings, planned: Pl
 def _plan(request: SearchRequest, settings: ServiceSettings) -> Plan:
     roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
     return plan(request, **roots, allow_hub=settings.allow_hub)
-
-
-def _idempotency(key: str | None, request: SearchRequest) -> IdempotencyKey | None:
-    if key is None:
-        return None
-    return IdempotencyKey(key=key, body_digest=hashlib.sha256(canonical_json(request).encode()).hexdigest())
 
 
 @router.get("", responses=problems(401, 422))
@@ -195,12 +182,13 @@ def _prefers_csv(request: Request) -> bool:
     return "text/csv" in accept and "json" not in accept
 
 
+@router.head("/{search_id}/corrected-teacher", response_class=FileResponse, include_in_schema=False)
 @router.get(
     "/{search_id}/corrected-teacher",
     response_class=FileResponse,
-    responses={200: {"content": {_SAFETENSORS: {}}}, **problems(401, 404, 409)},
+    responses={200: {"content": {_SAFETENSORS: {}}}, **DOWNLOAD, **problems(401, 404, 409)},
 )
-def download_corrected_teacher(search_id: SearchId, store: Database, artifacts: Artifacts) -> FileResponse:
+def download_corrected_teacher(search_id: SearchId, store: Database, artifacts: Artifacts) -> Download:
     """The weights that candidates learn from, where the search corrected the teacher first: one safetensors file with
     Hugging Face's names, to stand beside the teacher's config. Ranges are honoured."""
     search = store.get_search(search_id)
@@ -213,11 +201,11 @@ def download_corrected_teacher(search_id: SearchId, store: Database, artifacts: 
             hint="It is there once the search has been prepared. Follow the search's events.",
         )
     digest = search.preparation.correction.artifact
-    return FileResponse(
+    return Download(
         artifacts.local_path(digest),
+        digest=digest,
         media_type=_SAFETENSORS,
         filename=f"{search_id}-teacher.safetensors",
-        headers={"ETag": f'"{digest}"'},
     )
 
 

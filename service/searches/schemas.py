@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 
 from search.architecture import AXES
 from search.budget import Budget
@@ -33,8 +33,21 @@ SORT_COLUMNS = (
     "number",
 )
 #: One of them, or one of the rows' `metrics`.
+_METRICS = ("task/", "harness/", "latency/")
+
+
+def _sort_key(value: str) -> str:
+    if value not in SORT_COLUMNS and not any(value.startswith(kind) and value != kind for kind in _METRICS):
+        metrics = ", ".join(f"{kind}…" for kind in _METRICS)
+        raise ValueError(f"one of {', '.join(SORT_COLUMNS)}, or the name of one of the rows' metrics ({metrics})")
+    return value
+
+
 SortKey = Annotated[
-    str, StringConstraints(pattern=rf"^({'|'.join(SORT_COLUMNS)}|(task|harness|latency)/.+)$", max_length=64)
+    str,
+    StringConstraints(max_length=64),
+    AfterValidator(_sort_key),
+    WithJsonSchema({"type": "string", "anyOf": [{"enum": [*SORT_COLUMNS]}, {"pattern": "^(task|harness|latency)/."}]}),
 ]
 Order = Literal["asc", "desc"]
 

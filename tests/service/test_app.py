@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,7 +95,12 @@ def test_every_field_of_a_submission_is_described(client: TestClient) -> None:
 
 def test_the_docs_are_where_the_root_leads(client: TestClient) -> None:
     assert client.get("/", follow_redirects=False).headers["location"] == "/docs"
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {Path(file).suffix for file in files} == {".js", ".css", ".png"}
+    for file in files:
+        assert client.get(file).status_code == 200, "the page needs no other server"
 
 
 # --- the start

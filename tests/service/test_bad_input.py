@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.cursors import encode_cursor
+from service.searches.schemas import SORT_COLUMNS
 from tests.support.files import CONFIG, tensors_of, write_index, write_model, write_safetensors
-from tests.support.service import BODY, DriverHand
+from tests.support.service import BODY, DriverHand, check_problem
 
 Json = dict[str, Any]
 
@@ -32,17 +33,6 @@ def refuse(client: TestClient, kind: str, location: str, **changes: Any) -> Json
     assert previewed | {"instance": "/v1/searches"} == problem
     error: Json = problem["errors"][0]
     return error
-
-
-def check_problem(status: int, headers: Any, problem: Json) -> Json:
-    assert headers["content-type"] == "application/problem+json"
-    assert problem["status"] == status
-    assert {"type", "title", "status", "detail", "instance", "errors"} <= problem.keys()
-    assert problem["detail"]
-    for error in problem["errors"]:
-        assert {"location", "expected", "got", "hint"} <= error.keys()
-        assert error["expected"]
-    return problem
 
 
 # --- teachers
@@ -422,7 +412,34 @@ def test_cancelling_a_finished_search(client: TestClient, hand: DriverHand) -> N
 def test_a_method_that_a_path_does_not_have(client: TestClient) -> None:
     response = client.put("/v1/searches")
     assert check_problem(response.status_code, response.headers, response.json())["status"] == 405
-    assert "GET" in response.headers["allow"] or "POST" in response.headers["allow"]
+    assert response.headers["allow"] == "GET, POST"
+    for path, allowed in (
+        ("/v1/searches/s-1", "DELETE, GET"),
+        ("/v1/searches/preview", "DELETE, GET, POST"),  # any word may be an id
+        ("/v1/candidates/c-1/checkpoint", "GET, HEAD"),
+        ("/v1/candidates/c-1/export", "GET, POST"),
+        ("/docs", "GET"),
+    ):
+        response = client.put(path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed), path
+
+
+@pytest.mark.parametrize("content_type", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_that_is_not_said_to_be_json(content_type: str | None, client: TestClient) -> None:
+    """What curl sends with -d alone."""
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = client.post("/v1/searches", content=json.dumps(BODY), headers=headers)
+    problem = check_problem(response.status_code, response.headers, response.json())
+    assert problem["status"] == 422
+    assert [error["location"] for error in problem["errors"]] == ["header.content-type"]
+    assert "Content-Type: application/json" in problem["detail"]
+
+
+def test_a_column_that_is_none_is_told_which_there_are(client: TestClient) -> None:
+    search_id = client.post("/v1/searches", json=BODY).json()["id"]
+    answer = client.get(f"/v1/searches/{search_id}/leaderboard", params={"sort": "nope"})
+    for name in (*SORT_COLUMNS, "task/…"):
+        assert name in answer.json()["errors"][0]["expected"]
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,14 @@ from search.records import JobState
 from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from service import client as client_module
 from service.client import (
+    DEFAULT_URL,
     ApiError,
     BrokenDownload,
     Espalier,
     ExportFailed,
     FolderInUse,
     Unreachable,
+    default_url,
     server_sent_events,
     unpack,
 )
@@ -169,6 +171,19 @@ def test_watching_survives_a_restart_of_the_server(tmp_path: Path) -> None:
             seen += [event["sequence"] for event in watched]
     assert seen == list(range(1, len(seen) + 1))
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("port", "url"),
+    [(None, DEFAULT_URL), ("9000", "http://127.0.0.1:9000"), ("", DEFAULT_URL), ("0", DEFAULT_URL), ("x", DEFAULT_URL)],
+)
+def test_the_command_line_looks_where_this_machines_server_listens(
+    port: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESPALIER_PORT", raising=False)
+    if port is not None:
+        monkeypatch.setenv("ESPALIER_PORT", port)
+    assert default_url() == url
 
 
 def test_leaderboard_best_spec_and_curve_agree(espalier: Espalier, ended: tuple[str, HandDriver]) -> None:

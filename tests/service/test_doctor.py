@@ -131,6 +131,11 @@ def test_artifacts_elsewhere_are_named(settings: ServiceSettings) -> None:
     assert found(settings.model_copy(update={"artifacts_url": "s3://b/p"}), "artifacts").found == "s3://b/p"
 
 
+def test_a_full_disk_is_broken(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 2**62)
+    assert found(settings, "artifacts").status is Status.BROKEN
+
+
 def test_little_disk_is_worth_a_note(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_LITTLE_DISK", 1 << 60)
     assert found(settings, "artifacts").status is Status.NOTE

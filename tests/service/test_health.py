@@ -1,10 +1,12 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from fastapi.testclient import TestClient
 
 from search.records import DriverRecord
 from search.store.sql import SqlStore
+from service import disk
 from service.health import check
 from service.settings import ServiceSettings
 from tests.support.clock import ManualClock
@@ -33,6 +35,19 @@ def test_it_is_ready_when_a_driver_with_resources_was_seen(client: TestClient, h
     assert (answer["ready"], answer["reasons"]) == (True, [])
     assert [driver["resources"] for driver in answer["drivers"]] == [{"CPU": 4.0}]
     assert "here" not in response.text  # whoever may ask need not know the machine's name
+
+
+def test_it_is_not_ready_on_a_full_disk(
+    client: TestClient, hand: DriverHand, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand.store.report_driver(DRIVER)
+    monkeypatch.setattr(disk, "LEAST_FREE_BYTES", 2**62)
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    (reason,) = response.json()["reasons"]  # one disk, said once
+    assert reason.startswith("the disk of the home is full")
+    elsewhere = settings.model_copy(update={"artifacts_url": "s3://bucket/artifacts"})
+    assert len(list(disk.shortages(elsewhere))) == 1
 
 
 def test_it_is_not_ready_without_a_driver(client: TestClient) -> None:

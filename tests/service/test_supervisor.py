@@ -21,9 +21,12 @@ _SUPERVISE = """
     import sys
     from service.supervisor import Child, ChildFailed, RestartPolicy, Supervisor
 
-    policy = RestartPolicy(first_delay_s=0.05, most_quick_deaths=3)
+    policy = RestartPolicy(first_delay_s=0.05, longest_delay_s=0.2, most_quick_deaths=3)
     supervisor = Supervisor(
-        [Child(name="toy", module="toy", environment={})], policy=policy, grace_s=1.0, say=lambda line: print(line)
+        [Child(name="toy", module="toy", environment={}, is_essential=%s)],
+        policy=policy,
+        grace_s=1.0,
+        say=lambda line: print(line),
     )
     try:
         with supervisor.guard():
@@ -48,10 +51,10 @@ def supervise(tmp_path: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]
     """Start a supervisor whose one child is the given code."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(code: str) -> "subprocess.Popen[str]":
+    def start(code: str, *, is_essential: bool = True) -> "subprocess.Popen[str]":
         (tmp_path / "toy.py").write_text(textwrap.dedent(code))
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_SUPERVISE)],
+            [sys.executable, "-c", textwrap.dedent(_SUPERVISE) % is_essential],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
             stdout=subprocess.PIPE,
@@ -123,6 +126,18 @@ def test_a_child_that_dies_again_and_again_is_given_up(
     assert process.returncode == 1
     assert out.count("starting it again") == 2
     assert "the toy ended with exit code 7, 3 times in a row" in out
+
+
+def test_one_that_the_others_can_do_without_is_tried_for_ever(
+    tmp_path: Path, supervise: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    process = supervise("open('starts', 'a').write('.'); raise SystemExit(7)", is_essential=False)
+    eventually(lambda: (tmp_path / "starts").exists() and len((tmp_path / "starts").read_text()) > 4)
+    assert process.poll() is None
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "3 times in a row: its own messages above say why" in out
 
 
 def test_the_child_ends_when_its_supervisor_is_killed(

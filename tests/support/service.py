@@ -125,3 +125,15 @@ def first_of_all(architecture: Architecture) -> Selection:
         key_value_heads=tuple(tuple(range(architecture.num_key_value_heads)) for _ in layers),
         query_heads=tuple(tuple(range(architecture.num_attention_heads)) for _ in layers),
     )
+
+
+def check_problem(status: int, headers: Any, problem: dict[str, Any]) -> dict[str, Any]:
+    """An answer's problem, if it is whole."""
+    assert headers["content-type"] == "application/problem+json"
+    assert problem["status"] == status
+    assert {"type", "title", "status", "detail", "instance", "errors"} <= problem.keys()
+    assert problem["detail"]
+    for error in problem["errors"]:
+        assert {"location", "expected", "got", "hint"} <= error.keys()
+        assert error["expected"]
+    return problem

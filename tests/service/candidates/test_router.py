@@ -4,7 +4,7 @@ from fastapi.testclient import TestClient
 from search.records import CandidateRecord
 from search.serialization import from_json, to_json
 from search.spec import Spec
-from tests.support.service import BODY, DriverHand, first_of_all
+from tests.support.service import BODY, DriverHand, check_problem, first_of_all
 
 
 def completed(client: TestClient, hand: DriverHand) -> CandidateRecord:
@@ -86,6 +86,51 @@ def test_a_download_can_be_resumed(client: TestClient, hand: DriverHand) -> None
     assert (rest.status_code, rest.content) == (206, b"456789")
     changed = client.get(path, headers={"Range": "bytes=4-", "If-Range": '"other"'})
     assert (changed.status_code, changed.content) == (200, b"0123456789")
+
+
+@pytest.fixture
+def archive(client: TestClient, hand: DriverHand) -> str:
+    """The path of a checkpoint of ten bytes."""
+    candidate = completed(client, hand)
+    client.post(f"/v1/candidates/{candidate.id}/export")
+    hand.export(b"0123456789")
+    return f"/v1/candidates/{candidate.id}/checkpoint"
+
+
+def test_a_download_can_be_looked_at_without_its_bytes(client: TestClient, archive: str) -> None:
+    looked, whole = client.head(archive), client.get(archive)
+    assert (looked.status_code, looked.content) == (200, b"")
+    assert {**looked.headers} == {**whole.headers, "x-request-id": looked.headers["x-request-id"]}
+
+
+@pytest.mark.parametrize("names", ["{tag}", "W/{tag}", '"other", {tag}', "*"])
+def test_what_a_client_has_is_not_sent_again(client: TestClient, archive: str, names: str) -> None:
+    tag = client.get(archive).headers["etag"]
+    for method in ("GET", "HEAD"):
+        answer = client.request(method, archive, headers={"If-None-Match": names.format(tag=tag)})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+    assert client.get(archive, headers={"If-None-Match": '"other"'}).content == b"0123456789"
+
+
+@pytest.mark.parametrize(("asked", "status"), [("bytes", 400), ("lines=1-2", 400), ("bytes=10-", 416)])
+def test_a_range_that_cannot_be_is_a_problem(client: TestClient, archive: str, asked: str, status: int) -> None:
+    answer = client.get(archive, headers={"Range": asked})
+    problem = check_problem(answer.status_code, answer.headers, answer.json())
+    assert problem["status"] == status
+    assert answer.headers.get("content-range") == ("bytes */10" if status == 416 else None)
+
+
+def test_the_same_key_finishes_a_candidate_once(client: TestClient, hand: DriverHand) -> None:
+    first, second = (completed(client, hand) for _ in range(2))
+    key = {"Idempotency-Key": "mine"}
+    made = client.post(f"/v1/candidates/{first.id}/finish", json={"tokens": 640}, headers=key)
+    again = client.post(f"/v1/candidates/{first.id}/finish", json={"tokens": 640}, headers=key)
+    assert (made.status_code, again.json()["id"]) == (201, made.json()["id"])
+    assert again.headers["location"] == made.headers["location"]
+    for path, tokens in ((first.id, 1280), (second.id, 640)):  # another recipe, another candidate
+        refused = client.post(f"/v1/candidates/{path}/finish", json={"tokens": tokens}, headers=key)
+        assert refused.status_code == 422
+        assert refused.json()["type"] == "urn:espalier:idempotency-mismatch"
 
 
 def test_a_failed_export_says_why_and_can_be_asked_for_again(client: TestClient, hand: DriverHand) -> None:

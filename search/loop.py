@@ -35,7 +35,6 @@ from search.errors import Interrupted, InvalidInput
 from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
-    Clock,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
@@ -47,7 +46,6 @@ from search.ports import (
     RunStarted,
     Store,
     Strategy,
-    SystemClock,
 )
 from search.promotion import next_rung, promotable
 from search.records import CandidateRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
@@ -69,7 +67,6 @@ def run_search(
     strategies: Sequence[Strategy],
     evaluator: Evaluator,
     should_stop: Callable[[], bool],
-    clock: Clock | None = None,
 ) -> None:
     """Run a leased search to its end: COMPLETED, CANCELLED, or FAILED with its error.
 
@@ -81,14 +78,13 @@ def run_search(
         strategies: a fresh one for each budget.
         evaluator: not started; the caller closes it.
         should_stop: whether this process has been told to end; asked often.
-        clock: what `limits.max_hours` is measured by, the same as the store's; None: the machine's.
 
     Raises:
         Interrupted: `should_stop` came true. The search has not ended and the caller should release the lease.
         LeaseLost: the search is another driver's now; nothing was written since.
     """
     ports: dict[str, Any] = {"store": store, "artifacts": artifacts, "strategies": strategies, "evaluator": evaluator}
-    loop = _Loop(search, lease, **ports, should_stop=should_stop, clock=clock or SystemClock())
+    loop = _Loop(search, lease, **ports, should_stop=should_stop)
     try:
         state, error = loop.run()
     finally:
@@ -114,7 +110,6 @@ class _Loop:
         strategies: Sequence[Strategy],
         evaluator: Evaluator,
         should_stop: Callable[[], bool],
-        clock: Clock,
     ) -> None:
         self.search = search
         self.lease = lease
@@ -123,7 +118,6 @@ class _Loop:
         self.strategies = strategies
         self.evaluator = evaluator
         self.should_stop = should_stop
-        self.clock = clock
         #: Every candidate by its id, as last read from the store.
         self.candidates: dict[str, CandidateRecord] = {}
         #: Whose each run is: the candidate's id.
@@ -339,7 +333,7 @@ class _Loop:
         if hours is None:
             return False
         assert self.search.started_at is not None, "a leased search has been started"
-        return self.clock.now() - self.search.started_at >= timedelta(hours=hours)
+        return self.store.now() - self.search.started_at >= timedelta(hours=hours)
 
     def _tokens_left(self) -> float:
         """Of the limit, once all that is on its way has come to where it pauses or ends."""

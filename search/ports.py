@@ -6,7 +6,7 @@ Each has a suite in ``tests/contracts`` that every implementation passes.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,19 +32,11 @@ from search.records import (
 
 
 class Clock(ABC):
-    """The time, so that leases can be tested without waiting."""
+    """The time in place of a store's own, so that leases can be tested without waiting."""
 
     @abstractmethod
     def now(self) -> datetime:
         """The current time, in UTC and timezone-aware."""
-
-
-class SystemClock(Clock):
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        """The current time, in UTC."""
-        return datetime.now(UTC)
 
 
 # --- Strategy -------------------------------------------------------------------------------------------------------
@@ -269,8 +261,13 @@ class Store(ABC):
 
     Thread-safe; every method is one transaction. Methods that take a `Lease` are the driver's: they raise LeaseLost,
     and change nothing, when the lease's token is not the job's or the job has ended. An *expired* lease that nobody
-    has taken over is still good. Every change to a search appends an event in the same transaction.
+    has taken over is still good. Every change to a search appends an event in the same transaction. All times are the
+    store's own, which is the same for every machine: no two of them need agree on the time for a lease to expire.
     """
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time that rows are dated by, in UTC."""
 
     # the service's side
 

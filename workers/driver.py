@@ -28,7 +28,6 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
 
 from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError, Interrupted, LeaseLost
@@ -36,7 +35,7 @@ from search.loop import run_search
 from search.planning import feasible_sets
 from search.ports import Store
 from search.records import DriverRecord, JobKind, JobState, Lease
-from search.store.sql import SqlStore
+from search.store.sql import OUTAGES, SqlStore
 from search.store.sql.migrate import require_current
 from search.strategies import make_strategy
 from workers.cluster.evaluator import RayEvaluator, build_archive_remotely, connect, disconnect
@@ -83,6 +82,8 @@ class Driver:
         self._stop = stop
         self._me = describe_driver()
         self._beat = Heartbeat(store, self.report, ttl_s=settings.lease_ttl_s)
+        #: What ended a lane that is not the calling thread's.
+        self._died_of: BaseException | None = None
 
     @property
     def id(self) -> str:
@@ -96,9 +97,9 @@ class Driver:
         self._store.report_driver(self._me)
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until told to stop; whatever a lane died of is raised once all have ended."""
         first, *others = self._work
-        threads = [threading.Thread(target=self._serve, args=(kind,), name=kind) for kind in others]
+        threads = [threading.Thread(target=self._serve_aside, args=(kind,), name=kind) for kind in others]
         with self._beat:
             for thread in threads:
                 thread.start()
@@ -107,6 +108,15 @@ class Driver:
             finally:
                 for thread in threads:
                     thread.join()
+        if self._died_of is not None:
+            raise self._died_of
+
+    def _serve_aside(self, kind: JobKind) -> None:
+        """The same on a thread, whose exception nobody would see."""
+        try:
+            self._serve(kind)
+        except BaseException as error:
+            self._died_of = error
 
     def _serve(self, kind: JobKind) -> None:
         """A lane: one job after the other. Where it breaks, the others end too: half a driver is none."""
@@ -124,7 +134,7 @@ class Driver:
             if lease is not None:
                 self._see_through(lease)
             return lease is not None
-        except OperationalError as error:
+        except OUTAGES as error:
             log.warning("the database does not answer", kind=kind, error=str(error.orig))
             return False
 
@@ -144,13 +154,13 @@ class Driver:
 
         Raises:
             LeaseLost: another driver has the job.
-            OperationalError: the database does not answer.
+            OperationalError or InterfaceError: the database does not answer.
         """
         try:
             self._work[lease.kind](lease, should_stop)
         except Interrupted:
             self._store.release(lease)
-        except (LeaseLost, OperationalError):
+        except (LeaseLost, *OUTAGES):
             raise
         except EspalierError as error:
             self._fail(lease, str(error))

@@ -92,7 +92,6 @@ class House:
                 or [make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
                 evaluator=evaluator,
                 should_stop=should_stop,
-                clock=self.clock,
             )
         except Interrupted:
             self.store.release(lease)

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError, Interrupted
@@ -159,13 +159,16 @@ def steal(store: SqlStore, clock: ManualClock) -> Lease:
     return stolen[0]
 
 
-def test_a_database_that_fails_for_a_while_fails_no_search(store: SqlStore, clock: ManualClock, search_id: str) -> None:
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+def test_a_database_that_fails_for_a_while_fails_no_search(
+    store: SqlStore, clock: ManualClock, search_id: str, kind: type[DBAPIError]
+) -> None:
     attempts: list[int] = []
 
     def work(lease: Lease, should_stop: ShouldStop) -> None:
         attempts.append(lease.token)
         if len(attempts) == 1:
-            raise OperationalError("SELECT 1", None, OSError("the server closed the connection"))
+            raise kind("SELECT 1", None, OSError("the server closed the connection"))
         store.finish_search(lease, JobState.COMPLETED)
 
     with Started(store, work):
@@ -196,16 +199,18 @@ def test_an_export_is_built_while_a_search_runs_and_keeps_its_own_error(
 
 
 @pytest.mark.parametrize("broken", ["search", "export"])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_lane_that_breaks_ends_the_driver(sqlite_url: str, broken: JobKind) -> None:
+def test_a_lane_that_breaks_ends_the_driver_with_its_error(sqlite_url: str, broken: JobKind) -> None:
     class Broken(SqlStore):
         def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
             if kind == broken:
                 raise LookupError("a bug")
             return super().lease_job(kind, owner=owner, ttl_s=ttl_s)
 
-    with closing(Broken(sqlite_url)) as store, Started(store, nothing) as started:
-        wait_until(lambda: not started.thread.is_alive(), what="the driver to end", timeout_s=10)
+    lanes: dict[JobKind, Work] = {"search": nothing, "export": nothing}
+    with closing(Broken(sqlite_url)) as store:
+        driver = Driver(WorkerSettings(lease_ttl_s=TTL_S, poll_s=0.01), store, lanes, stop=StopFlag())
+        with pytest.raises(LookupError, match="a bug"):
+            driver.run()
 
 
 def test_a_driver_reports_itself_while_it_lives(store: SqlStore) -> None:

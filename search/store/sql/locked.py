@@ -1,13 +1,13 @@
 """`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
 from search.errors import IllegalTransition, LeaseLost, NotFound
-from search.ports import Clock
 from search.records import (
     CandidateRecord,
     JobKind,
@@ -20,6 +20,9 @@ from search.serialization import to_json
 from search.store.sql import queries
 from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, runs, searches
 
+#: The time, as whoever writes through this connection has to see it.
+Now = Callable[[Connection], datetime]
+
 
 class LockedSearch:
     """A search whose row in ``searches`` is locked until the end of the transaction.
@@ -31,10 +34,10 @@ class LockedSearch:
     Construct it with `lock_search` or `lock_lease`.
     """
 
-    def __init__(self, connection: Connection, search_id: str, clock: Clock) -> None:
+    def __init__(self, connection: Connection, search_id: str, now: Now) -> None:
         self.id = search_id
         self.connection = connection
-        self.now = clock.now()  # read under the lock, so that events are also ordered by time
+        self.now = now(connection)  # read under the lock, so that events are also ordered by time
         newest = select(func.max(events.c.sequence)).where(events.c.search_id == search_id)
         self._sequence: int = connection.scalar(newest) or 0
 
@@ -144,15 +147,15 @@ class LockedSearch:
                     self.connection.execute(insert(artifacts).values(row))
 
 
-def lock_search(connection: Connection, search_id: str, clock: Clock) -> LockedSearch:
+def lock_search(connection: Connection, search_id: str, now: Now) -> LockedSearch:
     """Lock a search. Raises NotFound."""
     found = connection.scalar(select(searches.c.id).where(searches.c.id == search_id).with_for_update())
     if found is None:
         raise NotFound("search", search_id)
-    return LockedSearch(connection, search_id, clock)
+    return LockedSearch(connection, search_id, now)
 
 
-def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSearch:
+def lock_lease(connection: Connection, lease: Lease, now: Now) -> LockedSearch:
     """Lock the search of a leased job.
 
     Raises:
@@ -169,4 +172,4 @@ def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSear
             f"{lease.kind} {lease.job_id!r} is {job.state.value}, held by {job.lease_owner or 'nobody'} with token "
             f"{job.lease_token}; {lease.owner} came with token {lease.token}"
         )
-    return LockedSearch(connection, search_id, clock)
+    return LockedSearch(connection, search_id, now)

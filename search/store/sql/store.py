@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, updat
 from sqlalchemy.exc import IntegrityError
 
 from search.errors import IdempotencyMismatch, IllegalTransition, NotReady
-from search.ports import Clock, Store, SystemClock
+from search.ports import Clock, Store
 from search.records import (
     CandidateRecord,
     DriverRecord,
@@ -33,8 +33,8 @@ from search.records import (
     SearchRecord,
 )
 from search.store.sql import queries, rows
-from search.store.sql.engine import errors_named, for_reading, for_writing, make_engine, parse_url
-from search.store.sql.locked import LockedSearch, lock_lease, lock_search
+from search.store.sql.engine import database_time, errors_named, for_reading, for_writing, make_engine, parse_url
+from search.store.sql.locked import LockedSearch, Now, lock_lease, lock_search
 from search.store.sql.rows import new_id
 from search.store.sql.tables import (
     artifacts,
@@ -59,11 +59,15 @@ class SqlStore(Store):
     """See `search.ports.Store` for the contract and `search.store.sql.locked` for how writers queue.
 
     The tables must be there: `search.store.sql.migrate.upgrade`.
+
+    Args:
+        url: of the database.
+        clock: what is read in place of the database's clock, so that leases can be tested without waiting.
     """
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         self._engine = make_engine(parse_url(url))
-        self._clock = clock or SystemClock()
+        self._time: Now = database_time if clock is None else lambda _: clock.now()
 
     def close(self) -> None:
         """Close every connection. Idempotent."""
@@ -73,6 +77,10 @@ class SqlStore(Store):
         """Ask the database for a sign of life. Raises DatabaseUnavailable."""
         with errors_named(self._engine.url), self._reading() as connection:
             connection.execute(select(1))
+
+    def now(self) -> datetime:
+        with self._reading() as connection:
+            return self._time(connection)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -87,12 +95,12 @@ class SqlStore(Store):
     @contextmanager
     def _locked(self, search_id: str) -> Iterator[LockedSearch]:
         with self._writing() as connection:
-            yield lock_search(connection, search_id, self._clock)
+            yield lock_search(connection, search_id, self._time)
 
     @contextmanager
     def _leased(self, lease: Lease) -> Iterator[LockedSearch]:
         with self._writing() as connection:
-            yield lock_lease(connection, lease, self._clock)
+            yield lock_lease(connection, lease, self._time)
 
     # --- the service's side
 
@@ -112,7 +120,7 @@ class SqlStore(Store):
         search_id = new_id("s")
         row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "origin", "continues")}
         connection.execute(insert(searches).values(row | {"id": search_id}))
-        search = LockedSearch(connection, search_id, self._clock)
+        search = LockedSearch(connection, search_id, self._time)
         if new.continues is not None:
             search.refer(**new.continues.artifacts)
         _insert_job(search, search_id, "search")
@@ -216,18 +224,18 @@ class SqlStore(Store):
     # --- the driver's side: jobs
 
     def report_driver(self, driver: DriverRecord) -> None:
-        row = asdict(driver) | {"seen_at": self._clock.now()}
         with self._writing() as connection:
+            row = asdict(driver) | {"seen_at": self._time(connection)}
             known = connection.execute(update(drivers).where(drivers.c.id == driver.id).values(row))
             if known.rowcount == 0:
                 connection.execute(insert(drivers).values(row))
 
     def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
         with self._writing() as connection:
-            job = _claim(connection, kind, self._clock.now())
+            job = _claim(connection, kind, self._time(connection))
             if job is None:
                 return None
-            search = LockedSearch(connection, job.search_id, self._clock)
+            search = LockedSearch(connection, job.search_id, self._time)
             lease = Lease(
                 job_id=job.id,
                 kind=kind,

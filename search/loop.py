@@ -27,11 +27,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 from search.budget import neighbours
 from search.counting import parameters
-from search.errors import Interrupted, InvalidInput
+from search.errors import EspalierError, Interrupted, InvalidInput, NotFound
 from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
@@ -160,17 +161,34 @@ class _Loop:
         return self.store.search_state(self.search.id) is JobState.CANCELLING
 
     def _prepare(self) -> None:
-        if self.search.preparation is not None:
-            return
-        try:
-            preparation = self.evaluator.prepare(
-                self.search, should_stop=lambda: self.should_stop() or self._is_cancelled()
+        """Once for all candidates. What a preparation found of another search that was deleted before it ended is made
+        anew: all the rest is found again, and can no longer go."""
+        for _ in range(MAX_LOSSES):
+            if self.search.preparation is not None:
+                return
+            try:
+                preparation = self.evaluator.prepare(
+                    self.search, should_stop=lambda: self.should_stop() or self._is_cancelled()
+                )
+            except Interrupted:
+                self._check()
+                raise
+            except NotFound as gone:
+                if gone.kind != "artifact":
+                    raise
+                continue
+            if not self._register(preparation.artifacts):
+                self.store.save_preparation(self.lease, preparation)
+                self.search = self.store.get_search(self.search.id)
+        if self.search.preparation is None:
+            raise EspalierError(
+                f"artifacts that it needs were deleted while it was prepared, {MAX_LOSSES} times; submit it again"
             )
-        except Interrupted:
-            self._check()
-            raise
-        self.store.save_preparation(self.lease, preparation)
-        self.search = self.store.get_search(self.search.id)
+
+    def _register(self, artifacts: Mapping[str, Sequence[str]]) -> list[str]:
+        """Refer to what workers have stored or found; those that are gone, as nobody had referred to them before."""
+        self.store.register(self.lease, artifacts)
+        return self.artifacts.missing(chain.from_iterable(artifacts.values()))
 
     def _recall(self) -> None:
         """Take up what an earlier driver left."""
@@ -423,12 +441,15 @@ class _Loop:
     def _finish(self, event: RunFinished) -> None:
         planned = self._owner(event.run_id).parameters
         measured = event.result.measured_parameters
-        if measured == planned:
-            self.store.finish_run(self.lease, event.run_id, event.result)
-        else:
+        if measured != planned:
             reason = f"the built model has {measured:,} parameters where {planned:,} were counted"
-            self.store.fail_run(self.lease, event.run_id, reason)
-        self._end(event.run_id)
+            self._fail(RunFailed(event.run_id, reason))
+        elif self._register(event.result.artifacts):
+            reason = "what it came to was deleted with another search that had stored the same"
+            self._fail(RunFailed(event.run_id, reason, lost=True))
+        else:
+            self.store.finish_run(self.lease, event.run_id, event.result)
+            self._end(event.run_id)
 
     def _fail(self, event: RunFailed) -> None:
         self.losses[event.run_id] += event.lost
@@ -449,8 +470,8 @@ class _Loop:
 
     def reclaim(self) -> None:
         """Delete what was kept of runs that nothing goes on with."""
-        for digest in self.store.reclaim(self.search.id):
-            self.artifacts.delete(digest)
+        self.store.reclaim(self.search.id)
+        self.store.sweep(self.artifacts.delete)
 
     def _verdict(self) -> tuple[JobState, str | None]:
         """One completed candidate makes a completed search; without any, the first one's reason is the search's."""

@@ -338,6 +338,11 @@ class RunResult:
     #: Library versions and hardware of the worker.
     environment: Mapping[str, str]
 
+    @property
+    def artifacts(self) -> dict[str, list[str]]:
+        """Digests of all of them, by kind."""
+        return {"selection": [self.selection_artifact], "checkpoint": [self.checkpoint_artifact]}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:

@@ -196,7 +196,11 @@ def work_on_export(
     """Build a leased export's archive on the connected Ray."""
     candidate = store.get_candidate(lease.subject_id)
     search = store.get_search(candidate.search_id)
-    artifact = build_archive_remotely(search, candidate, sources, settings, should_stop=should_stop)
+    missing = [""]
+    while missing:  # twice, where another search's deletion took the same archive before this one referred to it
+        artifact = build_archive_remotely(search, candidate, sources, settings, should_stop=should_stop)
+        store.register(lease, {"export": [artifact]})
+        missing = sources.artifacts.missing([artifact])
     store.finish_export(lease, artifact=artifact)
 
 
@@ -238,6 +242,8 @@ def drive(settings: WorkerSettings) -> None:
         }
         driver = Driver(settings, store, work, stop=stop)
         driver.report({})
+        store.sweep(artifacts.delete)  # what others were killed before they had done it
+        artifacts.remove_abandoned()
         resources = connect(settings)
         stop.on_signals()  # after Ray, which installs its own
         try:

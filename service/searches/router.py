@@ -114,8 +114,9 @@ def get_search(search_id: SearchId, store: Database) -> SearchRecord:
 @router.delete("/{search_id}", status_code=204, responses=problems(401, 404, 409))
 def delete_search(search_id: SearchId, store: Database, artifacts: Artifacts) -> None:
     """Remove a search that has ended, its candidates, and the artifacts that only it refers to."""
-    for digest in store.delete_search(search_id):
-        artifacts.delete(digest)
+    store.delete_search(search_id)
+    store.sweep(artifacts.delete)
+    artifacts.remove_abandoned()
 
 
 @router.post("/{search_id}/cancel", responses=problems(401, 404, 409))

@@ -1,5 +1,6 @@
 """The loop on the real store (SQLite) and real strategies; only the workers are scripted."""
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -26,7 +27,19 @@ from search.store.sql import SqlStore
 from search.strategies import make_strategy
 from search.strategies.random import RandomStrategy
 from tests.support.clock import ManualClock
-from tests.support.evaluators import FAIL, LOSE, MISCOUNT, RUNGS, ScriptedEvaluator, scripted_loss
+from tests.support.evaluators import (
+    CHECKPOINT,
+    FAIL,
+    IMPORTANCE,
+    LOSE,
+    MISCOUNT,
+    RUNGS,
+    SELECTION,
+    TOKENS,
+    ScriptedEvaluator,
+    scripted_loss,
+)
+from tests.support.files import FINGERPRINT
 from tests.support.submissions import TEACHER, submission
 
 TTL_S = 30.0
@@ -104,8 +117,10 @@ class House:
 
     @property
     def num_artifacts(self) -> int:
-        """Files in the artifact store. What runs are kept in is all that a scripted evaluator puts there."""
-        return sum(path.is_file() for path in self.folder.rglob("*"))
+        """Files in the artifact store, without those that preparation and results name: what runs are kept in."""
+        others = [FINGERPRINT.document, TOKENS, IMPORTANCE, SELECTION, CHECKPOINT]
+        named = {hashlib.sha256(content).hexdigest()[2:] for content in others}
+        return sum(path.is_file() and path.name not in named for path in self.folder.rglob("*"))
 
     def outlive_lease(self) -> None:
         self.clock.advance(TTL_S + 1)
@@ -671,7 +686,7 @@ def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable
 
 WRITES = (
     *("save_preparation", "add_candidates", "add_repeats", "start_run", "record"),
-    *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim"),
+    *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim", "register", "sweep"),
 )
 
 

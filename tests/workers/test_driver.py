@@ -52,13 +52,14 @@ def finished_candidate(store: SqlStore, tmp_path: Path) -> str:
     assert lease is not None
     (feasible,) = feasible_sets(search)
     strategy = make_strategy(search.request.strategy, feasible, seed=0)
+    artifacts = FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache")
     run_search(
         search,
         lease,
         store=store,
-        artifacts=FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache"),
+        artifacts=artifacts,
         strategies=[strategy],
-        evaluator=ScriptedEvaluator(),
+        evaluator=ScriptedEvaluator(artifacts=artifacts),
         should_stop=lambda: False,
     )
     return store.candidates(search.id)[0].id

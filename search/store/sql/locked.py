@@ -1,11 +1,11 @@
 """`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from search.errors import IllegalTransition, LeaseLost, NotFound
 from search.records import (
@@ -18,7 +18,7 @@ from search.records import (
 )
 from search.serialization import to_json
 from search.store.sql import queries
-from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, runs, searches
+from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, released, runs, searches
 
 #: The time, as whoever writes through this connection has to see it.
 Now = Callable[[Connection], datetime]
@@ -134,7 +134,7 @@ class LockedSearch:
 
     # --- artifacts
 
-    def refer(self, **digests_by_kind: Sequence[str]) -> None:
+    def refer(self, digests_by_kind: Mapping[str, Sequence[str]]) -> None:
         """Note that the search refers to files of the artifact store."""
         asked = list(chain.from_iterable(digests_by_kind.values()))
         known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id, artifacts.c.digest.in_(asked))
@@ -145,6 +145,16 @@ class LockedSearch:
                     stored.add(digest)
                     row = {"search_id": self.id, "digest": digest, "kind": kind}
                     self.connection.execute(insert(artifacts).values(row))
+
+    def let_go(self, *where: ColumnElement[bool]) -> None:
+        """Refer no longer to the files that match: `search.store.sql.sweeping` removes them unless somebody else does.
+
+        References go first and are noted as released after that: a sweep that runs between the two would have to wait.
+        """
+        own = delete(artifacts).where(artifacts.c.search_id == self.id, *where).returning(artifacts.c.digest)
+        digests = sorted(self.connection.scalars(own))
+        if digests:
+            self.connection.execute(insert(released), [{"digest": digest} for digest in digests])
 
 
 def lock_search(connection: Connection, search_id: str, now: Now) -> LockedSearch:

@@ -24,7 +24,6 @@ from search.records import (
 )
 from search.store.sql.tables import (
     UtcDateTime,
-    artifacts,
     attempts,
     budgets,
     candidates,
@@ -317,10 +316,3 @@ def partial_artifacts(search_id: str) -> Select[tuple[str]]:
         .join(candidates, candidates.c.id == runs.c.candidate_id)
         .where(candidates.c.search_id == search_id, runs.c.partial.is_not(None))
     )
-
-
-def artifacts_only_of(connection: Connection, search_id: str, *where: ColumnElement[bool]) -> list[str]:
-    """Digests of the artifacts that this search refers to, and that match, and no other search does."""
-    others = select(artifacts.c.digest).where(artifacts.c.search_id != search_id)
-    own = select(artifacts.c.digest).where(artifacts.c.search_id == search_id, artifacts.c.digest.not_in(others))
-    return list(connection.scalars(own.where(*where).order_by(artifacts.c.digest)))

@@ -2,7 +2,7 @@
 
 # ruff: noqa: D102  the port documents the methods
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from search.errors import IdempotencyMismatch, IllegalTransition, NotReady
+from search.errors import IdempotencyMismatch, IllegalTransition, NotFound, NotReady
 from search.ports import Clock, Store
 from search.records import (
     CandidateRecord,
@@ -32,7 +32,7 @@ from search.records import (
     RunState,
     SearchRecord,
 )
-from search.store.sql import queries, rows
+from search.store.sql import queries, rows, sweeping
 from search.store.sql.engine import database_time, errors_named, for_reading, for_writing, make_engine, parse_url
 from search.store.sql.locked import LockedSearch, Now, lock_lease, lock_search
 from search.store.sql.rows import new_id
@@ -40,6 +40,7 @@ from search.store.sql.tables import (
     artifacts,
     attempts,
     budgets,
+    candidates,
     drivers,
     idempotency_keys,
     jobs,
@@ -119,10 +120,12 @@ class SqlStore(Store):
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
         search_id = new_id("s")
         row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "origin", "continues")}
+        if new.continues is not None:
+            _hold_candidate(connection, new.continues.candidate_id)
         connection.execute(insert(searches).values(row | {"id": search_id}))
         search = LockedSearch(connection, search_id, self._time)
         if new.continues is not None:
-            search.refer(**new.continues.artifacts)
+            search.refer(new.continues.artifacts)
         _insert_job(search, search_id, "search")
         for tag in sorted(set(new.request.tags)):
             connection.execute(insert(tags).values(search_id=search_id, tag=tag))
@@ -171,14 +174,16 @@ class SqlStore(Store):
                 raise _illegal("cancel", search_id, state, while_ended=False)
             return queries.get_search(search.connection, search_id)
 
-    def delete_search(self, search_id: str) -> Sequence[str]:
+    def delete_search(self, search_id: str) -> None:
         with self._locked(search_id) as search:
             state = search.job_state(search_id)
             if not state.is_final:
                 raise _illegal("delete", search_id, state, while_ended=True)
-            orphans = queries.artifacts_only_of(search.connection, search_id)
+            search.let_go()
             search.connection.execute(delete(searches).where(searches.c.id == search_id))
-            return orphans
+
+    def sweep(self, remove: Callable[[str], None]) -> None:
+        sweeping.sweep(self._engine, remove)
 
     def candidates(self, search_id: str) -> Sequence[CandidateRecord]:
         with self._reading() as connection:
@@ -279,10 +284,14 @@ class SqlStore(Store):
         with self._leased(lease) as search:
             search.move_job(lease.job_id, "export", state, artifact=artifact, error=error)
             if artifact:
-                search.refer(export=[artifact])
+                search.refer({"export": [artifact]})
             _append_job(search, lease, state.value, **({"error": error} if error else {}))
 
     # --- the driver's side: candidates
+
+    def register(self, lease: Lease, artifacts: Mapping[str, Sequence[str]]) -> None:
+        with self._leased(lease) as search:
+            search.refer(artifacts)
 
     def save_preparation(self, lease: Lease, preparation: Preparation) -> None:
         with self._leased(lease) as search:
@@ -290,7 +299,7 @@ class SqlStore(Store):
             written = search.connection.execute(update(searches).where(unprepared).values(preparation=preparation))
             if written.rowcount == 0:
                 return  # the first write wins
-            search.refer(**preparation.artifacts)
+            search.refer(preparation.artifacts)
             search.append(
                 "search.prepared",
                 teacher_metrics=dict(preparation.teacher_metrics),
@@ -340,25 +349,21 @@ class SqlStore(Store):
                 search.append_run("measured", candidate, tokens=tokens, metrics=metrics)
             if partial is not None:
                 search.connection.execute(update(runs).where(runs.c.id == run_id).values(partial=partial))
-                search.refer(partial=[partial.artifact])
+                search.refer({"partial": [partial.artifact]})
             if pauses:
                 search.move_run(candidate, RunState.PAUSED)
                 search.append_run("paused", candidate, progress=search.progress())
 
-    def reclaim(self, search_id: str) -> Sequence[str]:
+    def reclaim(self, search_id: str) -> None:
         with self._locked(search_id) as search:
             left = queries.partial_artifacts(search.id)
-            superseded = and_(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
-            orphans = queries.artifacts_only_of(search.connection, search_id, superseded)
-            of_search = and_(artifacts.c.search_id == search_id, superseded)
-            search.connection.execute(delete(artifacts).where(of_search))
-            return orphans
+            search.let_go(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
 
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
         with self._leased(lease) as search:
             candidate = search.run(run_id)
             search.move_run(candidate, RunState.COMPLETED, result=result)
-            search.refer(selection=[result.selection_artifact], checkpoint=[result.checkpoint_artifact])
+            search.refer(result.artifacts)
             loss = queries.loss_of(search.connection, run_id)
             search.append_run("completed", candidate, loss=loss, progress=search.progress())
 
@@ -374,6 +379,18 @@ class SqlStore(Store):
             search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
             what = "requeued" if again else "failed"
             search.append_run(what, candidate, reason=reason, progress=search.progress())
+
+
+def _hold_candidate(connection: Connection, candidate_id: str) -> None:
+    """Keep a candidate's search, and so its artifacts, from being deleted before this transaction refers to them too.
+
+    Raises:
+        NotFound: it has been.
+    """
+    of_candidate = select(searches.c.id).join(candidates, candidates.c.search_id == searches.c.id)
+    held = of_candidate.where(candidates.c.id == candidate_id).with_for_update(read=True, of=searches)
+    if connection.scalar(held) is None:
+        raise NotFound("candidate", candidate_id)
 
 
 # --- jobs

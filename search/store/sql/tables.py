@@ -6,7 +6,7 @@
                ├── tags, budgets, events, artifacts, idempotency_keys
                └── candidates ── runs ──┬── attempts
                                         └── measurements
-    drivers
+    released, drivers
 
 Whoever changes anything below a search holds the lock on its row in ``searches`` (`search.store.sql.locked`). Deleting
 that row deletes the rest. ``migrations/`` builds these tables; a test compares the two.
@@ -232,6 +232,14 @@ artifacts = Table(
     Column("digest", _Digest, primary_key=True),
     Column("kind", String(16), nullable=False),
     Index(None, "digest"),
+)
+
+# digests that a search has let go of, as it was deleted or went on: their files go unless another search refers to them
+released = Table(
+    "released",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("digest", _Digest, nullable=False),
 )
 
 idempotency_keys = Table(

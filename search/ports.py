@@ -14,6 +14,7 @@ from typing import BinaryIO
 from search.architecture import Architecture
 from search.errors import NotFound
 from search.records import (
+    AnySearch,
     CandidateRecord,
     DriverRecord,
     EventRecord,
@@ -307,7 +308,17 @@ class Store(ABC):
 
     @abstractmethod
     def get_search(self, search_id: str) -> SearchRecord:
-        """One. Raises NotFound."""
+        """One to work with. What an earlier version stored is read by its shape, without today's checks, and then says
+        so (`SearchRecord.unreadable`).
+
+        Raises:
+            NotFound: no such search.
+            Unreadable: its shape is another.
+        """
+
+    @abstractmethod
+    def show_search(self, search_id: str) -> AnySearch:
+        """One to look at, whatever is stored of it. Raises NotFound."""
 
     @abstractmethod
     def search_state(self, search_id: str) -> JobState:
@@ -321,11 +332,11 @@ class Store(ABC):
         tag: str | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 50,
-    ) -> Sequence[SearchRecord]:
+    ) -> Sequence[AnySearch]:
         """Newest first; `after` is the (created_at, id) of the last one of the previous page."""
 
     @abstractmethod
-    def cancel_search(self, search_id: str) -> SearchRecord:
+    def cancel_search(self, search_id: str) -> AnySearch:
         """QUEUED becomes CANCELLED, RUNNING becomes CANCELLING, CANCELLING stays.
 
         Raises:

@@ -30,7 +30,7 @@ import structlog
 from pydantic import ValidationError
 
 from search.artifacts import FsspecArtifactStore
-from search.errors import EspalierError, Interrupted, LeaseLost
+from search.errors import EspalierError, Interrupted, LeaseLost, Unreadable
 from search.loop import run_search
 from search.planning import feasible_sets
 from search.ports import Store
@@ -180,6 +180,8 @@ def work_on_search(
 ) -> None:
     """Run a leased search on the connected Ray."""
     search = store.get_search(lease.subject_id)
+    if search.unreadable is not None:
+        raise Unreadable("search", search.id, reason=search.unreadable)
     request = search.request.strategy
     strategies = [
         make_strategy(request, feasible, seed=request.seed + index)

@@ -1,13 +1,16 @@
 """The driver on a real store: what becomes of a job, whatever its work comes to. Its real work is tested end to end."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from search.artifacts import FsspecArtifactStore
@@ -15,13 +18,16 @@ from search.errors import EspalierError, Interrupted
 from search.loop import run_search
 from search.planning import feasible_sets
 from search.records import JobKind, JobState, Lease
+from search.serialization import to_json
 from search.store.sql import SqlStore
+from search.store.sql.engine import for_writing
 from search.strategies import make_strategy
 from tests.support.clock import ManualClock
 from tests.support.evaluators import ScriptedEvaluator
 from tests.support.homes import wait_until
 from tests.support.submissions import submission
-from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver
+from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver, work_on_search
+from workers.evaluation import Sources
 from workers.settings import WorkerSettings
 
 TTL_S = 0.3
@@ -115,6 +121,24 @@ def test_a_search_whose_work_raises_fails_with_the_message(
         wait_until(lambda: store.get_search(search_id).state.is_final, what="the end", timeout_s=10)
     assert store.get_search(search_id).state is JobState.FAILED
     assert store.get_search(search_id).error == stored
+
+
+@pytest.mark.parametrize(("stored", "said"), [("{}", "request: "), ("", "max_candidates")])
+def test_a_search_that_cannot_be_read_fails_and_says_why(
+    store: SqlStore, search_id: str, tmp_path: Path, stored: str, said: str
+) -> None:
+    request = to_json(store.get_search(search_id).request)
+    request["strategy"]["max_candidates"] = 0
+    with for_writing(store._engine).begin() as connection:
+        connection.execute(text("UPDATE searches SET request = :stored"), {"stored": stored or json.dumps(request)})
+    artifacts = FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache")
+    sources = Sources(model_roots=(), data_roots=(), artifacts=artifacts)
+    with Started(store, partial(work_on_search, WorkerSettings(), store, sources)):
+        wait_until(lambda: store.search_state(search_id).is_final, what="the end", timeout_s=10)
+    failed = store.show_search(search_id)
+    assert failed.state is JobState.FAILED
+    assert "was stored by another version" in str(failed.error)
+    assert said in str(failed.error)
 
 
 def test_the_next_search_is_taken_after_one_that_failed(store: SqlStore, search_id: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from search.errors import IllegalTransition, LeaseLost, NotFound
 from search.records import (
     CandidateRecord,
+    HeldRun,
     JobKind,
     JobState,
     Lease,
@@ -81,11 +82,11 @@ class LockedSearch:
             raise NotFound("candidate", candidate_id)
         return candidate
 
-    def run(self, run_id: str) -> CandidateRecord:
-        """One of its runs, as a candidate that has no other, without measurements. Raises NotFound."""
+    def run(self, run_id: str) -> HeldRun:
+        """One of its runs. Raises NotFound."""
         return queries.run_of(self.connection, self.id, run_id)
 
-    def run_in(self, state: RunState, run_id: str, *, verb: str) -> CandidateRecord:
+    def run_in(self, state: RunState, run_id: str, *, verb: str) -> HeldRun:
         """The same, of a run that must be in `state`.
 
         Raises:
@@ -96,11 +97,11 @@ class LockedSearch:
             raise IllegalTransition("run", run_id, state=candidate.state.value, verb=verb, legal=[state.value])
         return candidate
 
-    def runs_in(self, *states: RunState) -> list[CandidateRecord]:
-        """Those in one of `states`, likewise, by their candidates' numbers."""
+    def runs_in(self, *states: RunState) -> list[HeldRun]:
+        """Those in one of `states`, by their candidates' numbers."""
         return queries.runs_where(self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states))
 
-    def move_run(self, candidate: CandidateRecord, to: RunState, *, reason: str | None = None, **values: Any) -> None:
+    def move_run(self, candidate: HeldRun, to: RunState, *, reason: str | None = None, **values: Any) -> None:
         """Change a run's state along the table of legal transitions; close its attempt where it was running.
 
         Raises:
@@ -121,11 +122,11 @@ class LockedSearch:
             self.move_run(candidate, RunState.PENDING, reason=reason)
             self.append_run("requeued", candidate, reason=reason)
 
-    def append_candidate(self, kind: str, candidate: CandidateRecord, **data: Any) -> None:
+    def append_candidate(self, kind: str, candidate: HeldRun | CandidateRecord, **data: Any) -> None:
         """Append an event of a candidate."""
         self.append(kind, candidate_id=candidate.id, number=candidate.number, **data)
 
-    def append_run(self, what: str, run: CandidateRecord, **data: Any) -> None:
+    def append_run(self, what: str, run: HeldRun | CandidateRecord, **data: Any) -> None:
         """Append an event of a run: of its candidate where it is the first, else of a repeat, with its seed."""
         if run.repeat:
             self.append_candidate(f"repeat.{what}", run, seed=run.seed, **data)

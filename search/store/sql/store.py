@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from search.errors import IdempotencyMismatch, IllegalTransition, NotFound, NotReady
 from search.ports import Clock, Store
 from search.records import (
+    AnySearch,
     CandidateRecord,
     DriverRecord,
     EventRecord,
@@ -147,6 +148,10 @@ class SqlStore(Store):
         with self._reading() as connection:
             return queries.get_search(connection, search_id)
 
+    def show_search(self, search_id: str) -> AnySearch:
+        with self._reading() as connection:
+            return queries.show_search(connection, search_id)
+
     def search_state(self, search_id: str) -> JobState:
         with self._reading() as connection:
             return queries.search_state(connection, search_id)
@@ -158,11 +163,11 @@ class SqlStore(Store):
         tag: str | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 50,
-    ) -> Sequence[SearchRecord]:
+    ) -> Sequence[AnySearch]:
         with self._reading() as connection:
             return queries.list_searches(connection, state=state, tag=tag, after=after, limit=limit)
 
-    def cancel_search(self, search_id: str) -> SearchRecord:
+    def cancel_search(self, search_id: str) -> AnySearch:
         with self._locked(search_id) as search:
             state = search.job_state(search_id)
             if state is JobState.QUEUED:
@@ -172,7 +177,7 @@ class SqlStore(Store):
                 search.append("search.cancelling", progress=search.progress())
             elif state is not JobState.CANCELLING:
                 raise _illegal("cancel", search_id, state, while_ended=False)
-            return queries.get_search(search.connection, search_id)
+            return queries.show_search(search.connection, search_id)
 
     def delete_search(self, search_id: str) -> None:
         with self._locked(search_id) as search:
@@ -198,8 +203,10 @@ class SqlStore(Store):
             return queries.events_of(connection, search_id, after=after, limit=limit)
 
     def create_export(self, candidate_id: str) -> ExportRecord:
-        with self._locked(self.get_candidate(candidate_id).search_id) as search:
-            candidate = queries.get_candidate(search.connection, candidate_id)
+        with self._reading() as connection:
+            search_id = queries.first_run(connection, candidate_id).search_id
+        with self._locked(search_id) as search:
+            candidate = queries.first_run(search.connection, candidate_id)
             if candidate.state is not RunState.COMPLETED:
                 raise NotReady(
                     f"the checkpoint of candidate {candidate_id!r}",
@@ -219,7 +226,7 @@ class SqlStore(Store):
         with self._reading() as connection:
             export = queries.find_export(connection, candidate_id)
             if export is None:
-                queries.get_candidate(connection, candidate_id)
+                queries.first_run(connection, candidate_id)
             return export
 
     def drivers(self) -> Sequence[DriverRecord]:
@@ -324,10 +331,11 @@ class SqlStore(Store):
             search.move_run(candidate, RunState.RUNNING, num_attempts=number)
             attempt = {"run_id": run_id, "number": number, "worker": worker, "started_at": search.now}
             search.connection.execute(insert(attempts).values(attempt))
-            done = candidate.partial.tokens if candidate.partial else -1
+            kept = queries.kept_tokens(search.connection, run_id)
+            done = -1 if kept is None else kept
             again = and_(measurements.c.run_id == run_id, measurements.c.tokens > done)
             search.connection.execute(delete(measurements).where(again))
-            goes_on = {"from_tokens": done} if candidate.partial else {}
+            goes_on = {} if kept is None else {"from_tokens": kept}
             search.append_run(
                 "running", candidate, worker=worker, attempt=number, **goes_on, progress=search.progress()
             )
@@ -432,7 +440,7 @@ def _append_job(search: LockedSearch, lease: Lease, what: str, **data: Any) -> N
     if lease.kind == "search":
         search.append(f"search.{what}", progress=search.progress(), **data)
     else:
-        candidate = queries.get_candidate(search.connection, lease.subject_id)
+        candidate = queries.first_run(search.connection, lease.subject_id)
         search.append_candidate(f"export.{what}", candidate, export_id=lease.job_id, **data)
 
 

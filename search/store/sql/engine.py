@@ -130,6 +130,6 @@ def database_time(connection: Connection) -> datetime:
     if connection.dialect.name != "postgresql":
         return datetime.now(UTC)
     # not now(), which is when the transaction began: a writer may have waited for its lock since
-    time = connection.scalar(select(func.clock_timestamp(type_=DateTime(timezone=True))))
-    assert time is not None, "PostgreSQL knows the time"
-    return time.astimezone(UTC)
+    moment: datetime | None = connection.scalar(select(func.clock_timestamp(type_=DateTime(timezone=True))))
+    assert moment is not None, "PostgreSQL knows the time"
+    return moment.astimezone(UTC)

@@ -98,7 +98,7 @@ def test_a_lease_on_postgresql_lasts_whatever_the_machines_of_two_drivers_think_
 
         @classmethod
         def now(cls, tz: object = None) -> "Elsewhen":
-            return super().now(UTC) + cls.offset  # type: ignore[return-value]
+            return super().now(UTC) + cls.offset
 
     monkeypatch.setattr(engines, "datetime", Elsewhen)
     with closing(SqlStore(postgres_url)) as early, closing(SqlStore(postgres_url)) as late:

@@ -14,7 +14,6 @@ nothing is left, which says nothing about the driver.
 """
 
 import argparse
-import hashlib
 import heapq
 import itertools
 import math
@@ -153,7 +152,7 @@ class SimulatedEvaluator(Evaluator):
         """See `Evaluator.prepare`: nothing real."""
         if should_stop():
             raise Interrupted("told to stop")
-        return make_preparation()
+        return make_preparation(self._artifacts)
 
     def start(self, search: SearchRecord) -> int:
         """See `Evaluator.start`. Virtual time begins."""
@@ -225,7 +224,7 @@ class SimulatedEvaluator(Evaluator):
                 return
             kept = self._keep(task, tokens) if 0 < tokens < total else None
             yield seconds, RunMeasured(run_id, _measured(task.architecture, tokens, total), kept)
-        yield 0.0, RunFinished(run_id, _result(task)) if task.until is None else RunPaused(run_id)
+        yield 0.0, RunFinished(run_id, _result(task, self._artifacts)) if task.until is None else RunPaused(run_id)
 
     def _times(self) -> tuple[float, float]:
         return self._clock(), time.perf_counter()
@@ -273,9 +272,9 @@ def _measured(architecture: Architecture, tokens: int, total: int) -> tuple[Meas
     )
 
 
-def _result(task: EvaluationTask) -> RunResult:
+def _result(task: EvaluationTask, artifacts: ArtifactStore) -> RunResult:
     def digest(kind: str) -> str:
-        return hashlib.sha256(f"{kind} of {task.architecture.digest}".encode()).hexdigest()
+        return artifacts.put_bytes(f"{kind} of {task.architecture.digest}".encode())
 
     return RunResult(
         measured_parameters=task.parameters,

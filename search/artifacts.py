@@ -4,9 +4,10 @@ import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -21,6 +22,8 @@ _CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 #: Where files lie while they are written, beside the shards: on the same file system, so that a rename is atomic.
 _INCOMING = ".incoming"
+#: Seconds after which what lies there, and has not been written to since, is of a process that was killed.
+_ABANDONED_S = 6 * 3600
 #: Where the keys lie: files of 64 bytes, named like what they stand for.
 _KEYS = "keys"
 
@@ -93,6 +96,16 @@ class FsspecArtifactStore(ArtifactStore):
             if self._remote:
                 self._remote.delete(digest)
 
+    def scratch(self) -> AbstractContextManager[Path]:
+        """In the store's folder, or in the cache: on their file system."""
+        return self._folder.scratch()
+
+    def remove_abandoned(self) -> None:
+        """What nobody has written to for some hours."""
+        self._folder.remove_abandoned()
+        if self._remote:
+            self._remote.remove_abandoned()
+
     def free_bytes(self) -> int:
         """Of the file system of the folder, or of the cache."""
         return self._folder.free_bytes()
@@ -128,6 +141,22 @@ class _Folder:
     def free_bytes(self) -> int:
         self._root.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(self._root).free
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        folder = self._root / _INCOMING / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+    def remove_abandoned(self) -> None:
+        oldest = time.time() - _ABANDONED_S
+        for path in (self._root / _INCOMING).glob("*"):
+            with suppress(FileNotFoundError):  # its writer has just ended
+                if max(part.stat().st_mtime for part in (path, *path.rglob("*"))) < oldest:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()
@@ -192,6 +221,14 @@ class _Remote:
             with suppress(FileNotFoundError):
                 self._filesystem.rm_file(incoming)
         return digest
+
+    def remove_abandoned(self) -> None:
+        oldest = time.time() - _ABANDONED_S
+        with suppress(FileNotFoundError):
+            for path in self._filesystem.ls(str(self._root / _INCOMING), detail=False):
+                with suppress(FileNotFoundError):
+                    if self._filesystem.modified(path).timestamp() < oldest:
+                        self._filesystem.rm_file(path)
 
     def read(self, name: str) -> bytes:
         content: bytes = self._filesystem.cat_file(str(self._root / name))

@@ -17,7 +17,8 @@
     ├── Conflict                       well-formed, but not now
     │   ├── IllegalTransition          a state from which that verb is not legal
     │   ├── IdempotencyMismatch        the key was used with another body
-    │   └── NotReady                   the thing asked for is still being made
+    │   ├── NotReady                   the thing asked for is still being made
+    │   └── Unreadable                 it was stored by a version that knew it otherwise
     ├── LeaseLost                      another driver holds the job: this one may write nothing more
     ├── DatabaseUnavailable            it cannot be reached, opened or understood
     ├── DatabaseNotCurrent             its tables are older or newer than this version of Espalier
@@ -171,6 +172,18 @@ class NotReady(Conflict):
         self.state = state
         self.hint = hint
         super().__init__(f"{what} is not ready ({state}). {hint}")
+
+
+class Unreadable(Conflict):
+    """What is stored is nothing that this version of Espalier would store, so that it cannot work with it."""
+
+    def __init__(self, kind: str, identifier: str, *, reason: str) -> None:
+        self.kind = kind
+        self.identifier = identifier
+        self.reason = reason
+        super().__init__(
+            f"{kind} {identifier!r} was stored by another version and cannot be used by this one: {reason}"
+        )
 
 
 class LeaseLost(EspalierError):

@@ -27,15 +27,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 from search.budget import neighbours
 from search.counting import parameters
-from search.errors import Interrupted, InvalidInput
+from search.errors import EspalierError, Interrupted, InvalidInput, NotFound
 from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
-    Clock,
     EvaluationEvent,
     EvaluationTask,
     Evaluator,
@@ -47,7 +47,6 @@ from search.ports import (
     RunStarted,
     Store,
     Strategy,
-    SystemClock,
 )
 from search.promotion import next_rung, promotable
 from search.records import CandidateRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
@@ -69,7 +68,6 @@ def run_search(
     strategies: Sequence[Strategy],
     evaluator: Evaluator,
     should_stop: Callable[[], bool],
-    clock: Clock | None = None,
 ) -> None:
     """Run a leased search to its end: COMPLETED, CANCELLED, or FAILED with its error.
 
@@ -81,14 +79,13 @@ def run_search(
         strategies: a fresh one for each budget.
         evaluator: not started; the caller closes it.
         should_stop: whether this process has been told to end; asked often.
-        clock: what `limits.max_hours` is measured by, the same as the store's; None: the machine's.
 
     Raises:
         Interrupted: `should_stop` came true. The search has not ended and the caller should release the lease.
         LeaseLost: the search is another driver's now; nothing was written since.
     """
     ports: dict[str, Any] = {"store": store, "artifacts": artifacts, "strategies": strategies, "evaluator": evaluator}
-    loop = _Loop(search, lease, **ports, should_stop=should_stop, clock=clock or SystemClock())
+    loop = _Loop(search, lease, **ports, should_stop=should_stop)
     try:
         state, error = loop.run()
     finally:
@@ -114,7 +111,6 @@ class _Loop:
         strategies: Sequence[Strategy],
         evaluator: Evaluator,
         should_stop: Callable[[], bool],
-        clock: Clock,
     ) -> None:
         self.search = search
         self.lease = lease
@@ -123,7 +119,6 @@ class _Loop:
         self.strategies = strategies
         self.evaluator = evaluator
         self.should_stop = should_stop
-        self.clock = clock
         #: Every candidate by its id, as last read from the store.
         self.candidates: dict[str, CandidateRecord] = {}
         #: Whose each run is: the candidate's id.
@@ -166,17 +161,34 @@ class _Loop:
         return self.store.search_state(self.search.id) is JobState.CANCELLING
 
     def _prepare(self) -> None:
-        if self.search.preparation is not None:
-            return
-        try:
-            preparation = self.evaluator.prepare(
-                self.search, should_stop=lambda: self.should_stop() or self._is_cancelled()
+        """Once for all candidates. What a preparation found of another search that was deleted before it ended is made
+        anew: all the rest is found again, and can no longer go."""
+        for _ in range(MAX_LOSSES):
+            if self.search.preparation is not None:
+                return
+            try:
+                preparation = self.evaluator.prepare(
+                    self.search, should_stop=lambda: self.should_stop() or self._is_cancelled()
+                )
+            except Interrupted:
+                self._check()
+                raise
+            except NotFound as gone:
+                if gone.kind != "artifact":
+                    raise
+                continue
+            if not self._register(preparation.artifacts):
+                self.store.save_preparation(self.lease, preparation)
+                self.search = self.store.get_search(self.search.id)
+        if self.search.preparation is None:
+            raise EspalierError(
+                f"artifacts that it needs were deleted while it was prepared, {MAX_LOSSES} times; submit it again"
             )
-        except Interrupted:
-            self._check()
-            raise
-        self.store.save_preparation(self.lease, preparation)
-        self.search = self.store.get_search(self.search.id)
+
+    def _register(self, artifacts: Mapping[str, Sequence[str]]) -> list[str]:
+        """Refer to what workers have stored or found; those that are gone, as nobody had referred to them before."""
+        self.store.register(self.lease, artifacts)
+        return self.artifacts.missing(chain.from_iterable(artifacts.values()))
 
     def _recall(self) -> None:
         """Take up what an earlier driver left."""
@@ -339,7 +351,7 @@ class _Loop:
         if hours is None:
             return False
         assert self.search.started_at is not None, "a leased search has been started"
-        return self.clock.now() - self.search.started_at >= timedelta(hours=hours)
+        return self.store.now() - self.search.started_at >= timedelta(hours=hours)
 
     def _tokens_left(self) -> float:
         """Of the limit, once all that is on its way has come to where it pauses or ends."""
@@ -429,12 +441,15 @@ class _Loop:
     def _finish(self, event: RunFinished) -> None:
         planned = self._owner(event.run_id).parameters
         measured = event.result.measured_parameters
-        if measured == planned:
-            self.store.finish_run(self.lease, event.run_id, event.result)
-        else:
+        if measured != planned:
             reason = f"the built model has {measured:,} parameters where {planned:,} were counted"
-            self.store.fail_run(self.lease, event.run_id, reason)
-        self._end(event.run_id)
+            self._fail(RunFailed(event.run_id, reason))
+        elif self._register(event.result.artifacts):
+            reason = "what it came to was deleted with another search that had stored the same"
+            self._fail(RunFailed(event.run_id, reason, lost=True))
+        else:
+            self.store.finish_run(self.lease, event.run_id, event.result)
+            self._end(event.run_id)
 
     def _fail(self, event: RunFailed) -> None:
         self.losses[event.run_id] += event.lost
@@ -455,8 +470,8 @@ class _Loop:
 
     def reclaim(self) -> None:
         """Delete what was kept of runs that nothing goes on with."""
-        for digest in self.store.reclaim(self.search.id):
-            self.artifacts.delete(digest)
+        self.store.reclaim(self.search.id)
+        self.store.sweep(self.artifacts.delete)
 
     def _verdict(self) -> tuple[JobState, str | None]:
         """One completed candidate makes a completed search; without any, the first one's reason is the search's."""

@@ -4,14 +4,17 @@ Each has a suite in ``tests/contracts`` that every implementation passes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from search.architecture import Architecture
+from search.errors import NotFound
 from search.records import (
+    AnySearch,
     CandidateRecord,
     DriverRecord,
     EventRecord,
@@ -32,19 +35,11 @@ from search.records import (
 
 
 class Clock(ABC):
-    """The time, so that leases can be tested without waiting."""
+    """The time in place of a store's own, so that leases can be tested without waiting."""
 
     @abstractmethod
     def now(self) -> datetime:
         """The current time, in UTC and timezone-aware."""
-
-
-class SystemClock(Clock):
-    """The machine's clock."""
-
-    def now(self) -> datetime:
-        """The current time, in UTC."""
-        return datetime.now(UTC)
 
 
 # --- Strategy -------------------------------------------------------------------------------------------------------
@@ -244,6 +239,25 @@ class ArtifactStore(ABC):
     def delete(self, digest: str) -> None:
         """Remove it; nothing happens where it does not exist."""
 
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        """Those that are not there."""
+        return [digest for digest in digests if not self._is_there(digest)]
+
+    def _is_there(self, digest: str) -> bool:
+        try:
+            self.size(digest)
+        except NotFound:
+            return False
+        return True
+
+    @abstractmethod
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A folder on this machine for what is being made, which is gone after the block."""
+
+    @abstractmethod
+    def remove_abandoned(self) -> None:
+        """Remove what killed processes left on this machine, or elsewhere, of files and folders in the making."""
+
     @abstractmethod
     def free_bytes(self) -> int:
         """Bytes that can still be written on this machine: to the store, or to the cache of one that is elsewhere."""
@@ -269,8 +283,13 @@ class Store(ABC):
 
     Thread-safe; every method is one transaction. Methods that take a `Lease` are the driver's: they raise LeaseLost,
     and change nothing, when the lease's token is not the job's or the job has ended. An *expired* lease that nobody
-    has taken over is still good. Every change to a search appends an event in the same transaction.
+    has taken over is still good. Every change to a search appends an event in the same transaction. All times are the
+    store's own, which is the same for every machine: no two of them need agree on the time for a lease to expire.
     """
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time that rows are dated by, in UTC."""
 
     # the service's side
 
@@ -279,6 +298,7 @@ class Store(ABC):
         """Store a QUEUED search. The same idempotency key with the same body returns the first one's search.
 
         Raises:
+            NotFound: the candidate that it finishes was deleted.
             IdempotencyMismatch: the key came before with another body.
         """
 
@@ -288,7 +308,17 @@ class Store(ABC):
 
     @abstractmethod
     def get_search(self, search_id: str) -> SearchRecord:
-        """One. Raises NotFound."""
+        """One to work with. What an earlier version stored is read by its shape, without today's checks, and then says
+        so (`SearchRecord.unreadable`).
+
+        Raises:
+            NotFound: no such search.
+            Unreadable: its shape is another.
+        """
+
+    @abstractmethod
+    def show_search(self, search_id: str) -> AnySearch:
+        """One to look at, whatever is stored of it. Raises NotFound."""
 
     @abstractmethod
     def search_state(self, search_id: str) -> JobState:
@@ -302,11 +332,11 @@ class Store(ABC):
         tag: str | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 50,
-    ) -> Sequence[SearchRecord]:
+    ) -> Sequence[AnySearch]:
         """Newest first; `after` is the (created_at, id) of the last one of the previous page."""
 
     @abstractmethod
-    def cancel_search(self, search_id: str) -> SearchRecord:
+    def cancel_search(self, search_id: str) -> AnySearch:
         """QUEUED becomes CANCELLED, RUNNING becomes CANCELLING, CANCELLING stays.
 
         Raises:
@@ -315,12 +345,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete_search(self, search_id: str) -> Sequence[str]:
-        """Remove an ended search and all that hangs on it; the digests of artifacts nobody else refers to.
+    def delete_search(self, search_id: str) -> None:
+        """Remove an ended search and all that hangs on it; its artifacts are released.
 
         Raises:
             NotFound: no such search.
             IllegalTransition: it has not ended.
+        """
+
+    @abstractmethod
+    def sweep(self, remove: Callable[[str], None]) -> None:
+        """Have the artifacts removed that were released, in whatever search, and that no search refers to any more.
+
+        Args:
+            remove: deletes the file of a digest. Nobody can come to refer to it until that is done. What it raises is
+                logged, and the digest stays for the next sweep.
         """
 
     @abstractmethod
@@ -375,6 +414,15 @@ class Store(ABC):
         """Give the job back: RUNNING becomes QUEUED, its RUNNING runs PENDING; CANCELLING stays, lease expired."""
 
     @abstractmethod
+    def register(self, lease: Lease, artifacts: Mapping[str, Sequence[str]]) -> None:
+        """Note, before anything else does, that the search refers to artifacts, digests by kind.
+
+        A worker may have found one that another search had stored, or stored the same content again, and that search
+        may have been deleted since. What is there *after* this call stays as long as the search does; what is not has
+        to be made again: see `ArtifactStore.missing`.
+        """
+
+    @abstractmethod
     def save_preparation(self, lease: Lease, preparation: Preparation) -> None:
         """Once per search; its artifacts are registered."""
 
@@ -425,10 +473,9 @@ class Store(ABC):
         before; its artifact is registered. Where the run `pauses` with them, RUNNING becomes PAUSED."""
 
     @abstractmethod
-    def reclaim(self, search_id: str) -> Sequence[str]:
+    def reclaim(self, search_id: str) -> None:
         """Forget the partial runs that nothing goes on with, since a later one took their place or the run has ended;
-        the digests of their artifacts, unless somebody else refers to them. Changes nothing else: anyone may call it.
-        """
+        their artifacts are released. Changes nothing else: anyone may call it."""
 
     @abstractmethod
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:

@@ -275,6 +275,8 @@ class SearchRecord:
     origin: TeacherRecord | None = None
     #: Of a search that finishes a candidate's training; None where candidates are searched for.
     continues: Continuation | None = None
+    #: Why this version would not accept what is stored of it, though it can read it: it can no longer run; else None.
+    unreadable: str | None = None
 
     @property
     def source(self) -> TeacherRecord:
@@ -285,6 +287,43 @@ class SearchRecord:
         """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""
         found = self.preparation.learning_rates if self.preparation else ()
         return with_rate(self.request.distillation, found, budget_index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableSearch:
+    """A search of whose row this version cannot make sense: it can be looked at, cancelled and deleted."""
+
+    id: str
+    state: JobState
+    #: What of it cannot be read, and why.
+    unreadable: str
+    #: As it is stored.
+    request: Any
+    #: As it is stored.
+    teacher: Any
+    progress: Progress
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: str | None = None
+
+
+#: What there is to see of a search, whoever stored it.
+AnySearch = SearchRecord | UnreadableSearch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRun:
+    """What it takes to move a run: nothing that another version could have stored otherwise."""
+
+    id: str
+    search_id: str
+    number: int
+    run_id: str
+    repeat: int
+    seed: int
+    state: RunState
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +376,11 @@ class RunResult:
     seconds: Mapping[str, float]
     #: Library versions and hardware of the worker.
     environment: Mapping[str, str]
+
+    @property
+    def artifacts(self) -> dict[str, list[str]]:
+        """Digests of all of them, by kind."""
+        return {"selection": [self.selection_artifact], "checkpoint": [self.checkpoint_artifact]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

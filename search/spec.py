@@ -1,6 +1,5 @@
 """`Spec`: what a user takes home. Enough to rebuild the pruned checkpoint bit for bit and to finish its training."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from search.ports import ArtifactStore
 from search.records import CandidateRecord, Measurement, Preparation, RunState, SearchRecord, TeacherRecord
 from search.request import TeacherDtype, TeacherRequest
 from search.selection import Selection
-from search.serialization import from_json
+from search.serialization import from_artifact
 
 SPEC_VERSION = 1
 
@@ -133,7 +132,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
             hint="Only a candidate that is completed has one.",
         )
     with artifacts.open(result.selection_artifact) as file:
-        selection = from_json(Selection, json.load(file))
+        selection = from_artifact(Selection, result.selection_artifact, file)
     architecture = candidate.architecture
     family = FAMILIES[architecture.family]
     return Spec(
@@ -188,7 +187,7 @@ def _model(
     artifacts: ArtifactStore,
 ) -> SpecTeacher:
     with artifacts.open(digest) as file:
-        fingerprint = from_json(Fingerprint, json.load(file))
+        fingerprint = from_artifact(Fingerprint, digest, file)
     return SpecTeacher(
         model=record.model,
         digest=digest,

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -115,14 +114,14 @@ def _drivers(settings: ServiceSettings) -> Iterator[Finding]:
     try:
         migrate.require_current(settings.database)
         with closing(SqlStore(settings.database)) as store:
-            drivers = store.drivers()
+            drivers, now = store.drivers(), store.now()
     except EspalierError:
         return  # said already
     if not drivers:
         yield _note("driver", "none has ever reported", "`espalier serve` and `espalier driver` start one.")
         return
     last = drivers[0]
-    age_s = (datetime.now(UTC) - last.seen_at).total_seconds()
+    age_s = (now - last.seen_at).total_seconds()
     resources = ", ".join(f"{amount:g} {name}" for name, amount in last.resources.items()) or "no resources yet"
     seen = f"{last.host} process {last.pid}, seen {age_s:,.0f} s ago, {resources}"
     if age_s <= settings.driver_timeout_s:

@@ -15,7 +15,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,6 +32,7 @@ from search.errors import (
 )
 from search.request import SearchRequest
 from search.serialization import adapter
+from search.store.sql import OUTAGES
 
 #: The status of each branch of the tree; a class that is not listed has its nearest ancestor's.
 STATUSES: Mapping[type[EspalierError], int] = {
@@ -125,9 +125,11 @@ def install_handlers(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(allowed_methods(app, request.url.path))
         return problem(request.url.path, error.status_code, detail=_http_detail(request, error), headers=headers)
 
-    @app.exception_handler(OperationalError)
-    def on_database_error(request: Request, error: OperationalError) -> Response:
+    def on_outage(request: Request, error: Exception) -> Response:
         return server_problem(request.url.path, 503, error)
+
+    for outage in OUTAGES:
+        app.add_exception_handler(outage, on_outage)
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:

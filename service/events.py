@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from search.errors import NotFound
 from search.ports import Store
-from search.records import EventRecord, SearchRecord
+from search.records import EventRecord
 from search.serialization import to_json
 from service.deps import Database, SearchId, Stopping
 from service.errors import problems
@@ -25,14 +25,15 @@ POLL_S = 0.3
 router = APIRouter(tags=["searches"])
 
 
-def _existing(search_id: SearchId, store: Database) -> SearchRecord:
-    """The search, found before the stream begins: afterwards it is too late for a 404."""
-    return store.get_search(search_id)
+def _existing(search_id: SearchId, store: Database) -> str:
+    """The search's id, found before the stream begins: afterwards it is too late for a 404."""
+    store.search_state(search_id)
+    return search_id
 
 
 @router.get("/v1/searches/{search_id}/events", response_class=EventSourceResponse, responses=problems(401, 404, 422))
 async def events(
-    search: Annotated[SearchRecord, Depends(_existing)],
+    search_id: Annotated[str, Depends(_existing)],
     store: Database,
     stopping: Stopping,
     last_event_id: Annotated[int, Header(ge=0, lt=2**53, description="Only events behind this one.")] = 0,
@@ -45,7 +46,7 @@ async def events(
     after = last_event_id
     while not stopping.is_set:
         try:
-            batch, ended = await run_sync(_next, store, search.id, after)
+            batch, ended = await run_sync(_next, store, search_id, after)
         except NotFound:
             return  # deleted meanwhile
         for event in batch:
@@ -59,6 +60,6 @@ async def events(
 
 def _next(store: Store, search_id: str, after: int) -> tuple[list[EventRecord], bool]:
     """The events behind `after`, and whether none can follow them. The state is read first, so none slips between."""
-    state = store.get_search(search_id).state
+    state = store.search_state(search_id)
     batch = list(store.events(search_id, after=after))
     return batch, state.is_final and not batch

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
@@ -59,12 +59,12 @@ def check(settings: ServiceSettings, store: SqlStore) -> Readiness:
     """Look at the database and the drivers."""
     try:
         migrate.require_current(settings.database)
-        drivers = store.drivers()
+        drivers, now = store.drivers(), store.now()
     except DatabaseNotCurrent as error:
         return Readiness(ready=False, reasons=(f"the database's schema is not current. {error.hint}",), drivers=())
     except (DatabaseUnavailable, SQLAlchemyError):
         return Readiness(ready=False, reasons=("the database does not answer",), drivers=())
-    oldest = datetime.now(UTC) - timedelta(seconds=settings.driver_timeout_s)
+    oldest = now - timedelta(seconds=settings.driver_timeout_s)
     living = [driver for driver in drivers if driver.seen_at >= oldest]
     reasons = (*_reasons(living, settings.driver_timeout_s), *shortages(settings))
     statuses = tuple(DriverStatus(seen_at=driver.seen_at, resources=driver.resources) for driver in living)

@@ -2,8 +2,6 @@
 
 import json
 import tarfile
-import tempfile
-from pathlib import Path
 
 from search.records import CandidateRecord, SearchRecord
 from search.serialization import to_json
@@ -14,14 +12,14 @@ from workers.export import build_checkpoint
 
 def build_archive(search: SearchRecord, candidate: CandidateRecord, sources: Sources) -> str:
     """Build and store it; its digest. The same candidate gives the same bytes."""
-    with tempfile.TemporaryDirectory(prefix="espalier-export-") as folder:
-        checkpoint = Path(folder) / candidate.id
+    with sources.artifacts.scratch() as folder:
+        checkpoint = folder / candidate.id
         build_checkpoint(
             search, candidate, model_roots=sources.model_roots, artifacts=sources.artifacts, out=checkpoint
         )
         spec = to_json(build_spec(search, candidate, sources.artifacts))
         (checkpoint / "spec.json").write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
-        archive = Path(folder) / "checkpoint.tar"
+        archive = folder / "checkpoint.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(checkpoint, arcname=".", filter=_impersonal)
         return sources.artifacts.put_file(archive)

@@ -28,15 +28,14 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
 
 from search.artifacts import FsspecArtifactStore
-from search.errors import EspalierError, Interrupted, LeaseLost
+from search.errors import EspalierError, Interrupted, LeaseLost, Unreadable
 from search.loop import run_search
 from search.planning import feasible_sets
 from search.ports import Store
 from search.records import DriverRecord, JobKind, JobState, Lease
-from search.store.sql import SqlStore
+from search.store.sql import OUTAGES, SqlStore
 from search.store.sql.migrate import require_current
 from search.strategies import make_strategy
 from workers.cluster.evaluator import RayEvaluator, build_archive_remotely, connect, disconnect
@@ -83,6 +82,8 @@ class Driver:
         self._stop = stop
         self._me = describe_driver()
         self._beat = Heartbeat(store, self.report, ttl_s=settings.lease_ttl_s)
+        #: What ended a lane that is not the calling thread's.
+        self._died_of: BaseException | None = None
 
     @property
     def id(self) -> str:
@@ -96,9 +97,9 @@ class Driver:
         self._store.report_driver(self._me)
 
     def run(self) -> None:
-        """Work until told to stop."""
+        """Work until told to stop; whatever a lane died of is raised once all have ended."""
         first, *others = self._work
-        threads = [threading.Thread(target=self._serve, args=(kind,), name=kind) for kind in others]
+        threads = [threading.Thread(target=self._serve_aside, args=(kind,), name=kind) for kind in others]
         with self._beat:
             for thread in threads:
                 thread.start()
@@ -107,6 +108,15 @@ class Driver:
             finally:
                 for thread in threads:
                     thread.join()
+        if self._died_of is not None:
+            raise self._died_of
+
+    def _serve_aside(self, kind: JobKind) -> None:
+        """The same on a thread, whose exception nobody would see."""
+        try:
+            self._serve(kind)
+        except BaseException as error:
+            self._died_of = error
 
     def _serve(self, kind: JobKind) -> None:
         """A lane: one job after the other. Where it breaks, the others end too: half a driver is none."""
@@ -124,7 +134,7 @@ class Driver:
             if lease is not None:
                 self._see_through(lease)
             return lease is not None
-        except OperationalError as error:
+        except OUTAGES as error:
             log.warning("the database does not answer", kind=kind, error=str(error.orig))
             return False
 
@@ -144,13 +154,13 @@ class Driver:
 
         Raises:
             LeaseLost: another driver has the job.
-            OperationalError: the database does not answer.
+            OperationalError or InterfaceError: the database does not answer.
         """
         try:
             self._work[lease.kind](lease, should_stop)
         except Interrupted:
             self._store.release(lease)
-        except (LeaseLost, OperationalError):
+        except (LeaseLost, *OUTAGES):
             raise
         except EspalierError as error:
             self._fail(lease, str(error))
@@ -170,6 +180,8 @@ def work_on_search(
 ) -> None:
     """Run a leased search on the connected Ray."""
     search = store.get_search(lease.subject_id)
+    if search.unreadable is not None:
+        raise Unreadable("search", search.id, reason=search.unreadable)
     request = search.request.strategy
     strategies = [
         make_strategy(request, feasible, seed=request.seed + index)
@@ -186,7 +198,11 @@ def work_on_export(
     """Build a leased export's archive on the connected Ray."""
     candidate = store.get_candidate(lease.subject_id)
     search = store.get_search(candidate.search_id)
-    artifact = build_archive_remotely(search, candidate, sources, settings, should_stop=should_stop)
+    missing = [""]
+    while missing:  # twice, where another search's deletion took the same archive before this one referred to it
+        artifact = build_archive_remotely(search, candidate, sources, settings, should_stop=should_stop)
+        store.register(lease, {"export": [artifact]})
+        missing = sources.artifacts.missing([artifact])
     store.finish_export(lease, artifact=artifact)
 
 
@@ -228,6 +244,8 @@ def drive(settings: WorkerSettings) -> None:
         }
         driver = Driver(settings, store, work, stop=stop)
         driver.report({})
+        store.sweep(artifacts.delete)  # what others were killed before they had done it
+        artifacts.remove_abandoned()
         resources = connect(settings)
         stop.on_signals()  # after Ray, which installs its own
         try:

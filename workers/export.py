@@ -19,7 +19,7 @@ from search.families import FAMILIES
 from search.ports import ArtifactStore
 from search.records import CandidateRecord, SearchRecord
 from search.selection import Selection
-from search.serialization import from_json
+from search.serialization import from_artifact
 from search.sources import resolve_teacher
 
 WEIGHTS = "model.safetensors"
@@ -64,7 +64,7 @@ def build_checkpoint(
         )
     source = resolve_teacher(search.source.model, model_roots)
     with artifacts.open(candidate.result.selection_artifact) as file:
-        selection = from_json(Selection, json.load(file))
+        selection = from_artifact(Selection, candidate.result.selection_artifact, file)
     with new_directory(out) as folder:
         shutil.copyfile(artifacts.local_path(candidate.result.checkpoint_artifact), folder / WEIGHTS)
         write_companions(

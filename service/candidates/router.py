@@ -36,7 +36,7 @@ class Curve:
     points: tuple[CurvePoint, ...]
 
 
-@router.get("/{candidate_id}", responses=problems(401, 404))
+@router.get("/{candidate_id}", responses=problems(401, 404, 409))
 def get_candidate(candidate_id: CandidateId, store: Database) -> CandidateRecord:
     """One candidate: its architecture, its state, everything measured."""
     return store.get_candidate(candidate_id)
@@ -49,7 +49,7 @@ def get_spec(candidate_id: CandidateId, store: Database, artifacts: Artifacts) -
     return build_spec(store.get_search(candidate.search_id), candidate, artifacts)
 
 
-@router.get("/{candidate_id}/curve", responses=problems(401, 404))
+@router.get("/{candidate_id}/curve", responses=problems(401, 404, 409))
 def get_curve(candidate_id: CandidateId, store: Database) -> Curve:
     """Every metric at every rung."""
     measurements = sorted(store.get_candidate(candidate_id).measurements, key=lambda m: m.tokens)

@@ -68,14 +68,16 @@ def budget_name(budget: Json) -> str:
 def show_searches(searches: Iterable[Json], out: Console) -> None:
     """A list of searches."""
     rows = [
-        (
+        (search["id"], search["state"], "", "cannot be read", "", _done(search), _when(search))
+        if _is_unreadable(search)
+        else (
             search["id"],
             search["state"],
             search["request"]["name"],
             search["teacher"]["model"],
             ", ".join(quantity(budget["params"]) for budget in search["budgets"]),
-            f"{search['progress']['completed']}/{search['progress']['planned']}",
-            search["created_at"][:16].replace("T", " "),
+            _done(search),
+            _when(search),
         )
         for search in searches
     ]
@@ -86,8 +88,25 @@ def show_searches(searches: Iterable[Json], out: Console) -> None:
         out.print("No searches. `espalier submit` makes one.")
 
 
+def _done(search: Json) -> str:
+    return f"{search['progress']['completed']}/{search['progress']['planned']}"
+
+
+def _when(search: Json) -> str:
+    return str(search["created_at"][:16].replace("T", " "))
+
+
+def _is_unreadable(search: Json) -> bool:
+    """Whether nothing is known of what was asked: the answer of a search that another version stored."""
+    return "budgets" not in search
+
+
 def show_search(search: Json, out: Console) -> None:
     """One search."""
+    if _is_unreadable(search):
+        known = ("id", "state", "unreadable", "error", "created_at", "started_at", "finished_at")
+        out.print(facts([(name.replace("_", " "), search[name]) for name in known if search[name]]))
+        return
     progress, preparation = search["progress"], search["preparation"]
     counts = ", ".join(
         f"{progress[state]} {state}"
@@ -101,6 +120,7 @@ def show_search(search: Json, out: Console) -> None:
                 ("name", search["request"]["name"] or None),
                 ("state", search["state"]),
                 *([("error", search["error"])] if search["error"] else []),
+                *([("unreadable", search["unreadable"])] if search.get("unreadable") else []),
                 ("teacher", f"{search['teacher']['model']}, {search['teacher']['parameters']:,} parameters"),
                 *([("teacher's loss", _teacher_loss(preparation))] if preparation else []),
                 *(

@@ -12,7 +12,7 @@ from search.objectives import Objectives
 from search.planning import Plan, plan
 from search.preview import Preview, preview
 from search.ranking import rank
-from search.records import JobState, RunState, SearchRecord
+from search.records import AnySearch, JobState, RunState, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json
 from search.spec import Spec, build_spec
@@ -93,20 +93,22 @@ def list_searches(
 
 
 @router.get("/{search_id}", responses=problems(401, 404))
-def get_search(search_id: SearchId, store: Database) -> SearchRecord:
-    """One search: what was asked, how far it is, and why it failed if it did."""
-    return store.get_search(search_id)
+def get_search(search_id: SearchId, store: Database) -> AnySearch:
+    """One search: what was asked, how far it is, and why it failed if it did. `unreadable` tells why one that another
+    version stored cannot run by this one."""
+    return store.show_search(search_id)
 
 
 @router.delete("/{search_id}", status_code=204, responses=problems(401, 404, 409))
 def delete_search(search_id: SearchId, store: Database, artifacts: Artifacts) -> None:
     """Remove a search that has ended, its candidates, and the artifacts that only it refers to."""
-    for digest in store.delete_search(search_id):
-        artifacts.delete(digest)
+    store.delete_search(search_id)
+    store.sweep(artifacts.delete)
+    artifacts.remove_abandoned()
 
 
 @router.post("/{search_id}/cancel", responses=problems(401, 404, 409))
-def cancel_search(search_id: SearchId, store: Database) -> SearchRecord:
+def cancel_search(search_id: SearchId, store: Database) -> AnySearch:
     """End a search now. What was measured stays; candidates that run are given up."""
     return store.cancel_search(search_id)
 
@@ -114,7 +116,7 @@ def cancel_search(search_id: SearchId, store: Database) -> SearchRecord:
 @router.get(
     "/{search_id}/leaderboard",
     response_model=Leaderboard,
-    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(401, 404, 422)},
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}, **problems(401, 404, 409, 422)},
 )
 def get_leaderboard(
     search_id: SearchId,

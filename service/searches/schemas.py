@@ -11,7 +11,7 @@ from search.budget import Budget
 from search.counting import kv_cache_bytes_per_token
 from search.objectives import counted
 from search.ranking import RankedCandidate
-from search.records import JobState, RunState, SearchRecord
+from search.records import AnySearch, JobState, RunState
 
 _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 
@@ -58,7 +58,7 @@ class SearchPage:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    items: tuple[SearchRecord, ...]
+    items: tuple[AnySearch, ...]
     next_cursor: str | None
     """Ask with it for the next page; null on the last."""
 

@@ -4,8 +4,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -177,6 +179,25 @@ def exported(store: Store) -> tuple[CandidateRecord, Lease]:
 def kinds(store: Store, search_id: str) -> list[str]:
     """The kinds of a search's events, in order."""
     return [event.kind for event in store.events(search_id)]
+
+
+def swept(store: Store) -> list[str]:
+    """Digests of the files that go now."""
+    removed: list[str] = []
+    store.sweep(removed.append)
+    return removed
+
+
+def deleted(store: Store, search_id: str) -> list[str]:
+    """Delete a search; digests of the files that go with it."""
+    store.delete_search(search_id)
+    return swept(store)
+
+
+def reclaimed(store: Store, search_id: str) -> list[str]:
+    """Digests of the files that a search needs no longer, and nobody else does."""
+    store.reclaim(search_id)
+    return swept(store)
 
 
 def all_that_is_stored(store: Store, search_id: str) -> object:
@@ -528,11 +549,11 @@ class EndingASearch:
         store.finish_search(first, JobState.COMPLETED)
         store.create_export(candidate.id)
         store.finish_export(lease_of(store, kind="export"), artifact=digest("tar"))
-        orphans = store.delete_search(first.subject_id)
+        orphans = deleted(store, first.subject_id)
         assert sorted(orphans) == sorted(map(digest, ("selection 0", "checkpoint 0", "tar")))
         store.finish_search(second, JobState.COMPLETED)
         shared = preparation()
-        assert set(store.delete_search(second.subject_id)) == {
+        assert set(deleted(store, second.subject_id)) == {
             shared.teacher_digest,
             shared.tokens_artifact,
             shared.importance_artifact,
@@ -543,7 +564,7 @@ class EndingASearch:
         store.save_preparation(lease, replace(preparation(), tasks_artifact=digest("tasks")))
         assert store.get_search(lease.subject_id).preparation == replace(preparation(), tasks_artifact=digest("tasks"))
         store.finish_search(lease, JobState.COMPLETED)
-        assert digest("tasks") in store.delete_search(lease.subject_id)
+        assert digest("tasks") in deleted(store, lease.subject_id)
 
     def test_what_is_kept_of_the_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
         lease = running_search(store)
@@ -554,7 +575,7 @@ class EndingASearch:
         assert store.get_search(lease.subject_id).preparation == prepared
         store.finish_search(lease, JobState.COMPLETED)
         all_of_it = set(map(digest, ("first", "second", "third", "fourth")))
-        assert all_of_it <= set(store.delete_search(lease.subject_id))
+        assert all_of_it <= set(deleted(store, lease.subject_id))
 
     def test_a_run_pauses_with_its_rung_and_is_promoted_in_a_generation(self, store: Store) -> None:
         lease = running_search(store)
@@ -601,7 +622,7 @@ class EndingASearch:
         assert (stopped.state, stopped.reached, stopped.loss) == (RunState.STOPPED, 100, None)
         assert stopped.finished_at is not None
         assert store.get_candidate(other.id).state is RunState.RUNNING
-        assert store.reclaim(lease.subject_id) == [digest("kept")]
+        assert reclaimed(store, lease.subject_id) == [digest("kept")]
         assert "candidate.stopped" in kinds(store, lease.subject_id)
 
     def test_a_corrected_teacher_belongs_to_the_artifacts_of_a_search(self, store: Store) -> None:
@@ -611,12 +632,13 @@ class EndingASearch:
         store.save_preparation(lease, prepared)
         assert store.get_search(lease.subject_id).preparation == prepared
         store.finish_search(lease, JobState.COMPLETED)
-        assert digest("corrected") in store.delete_search(lease.subject_id)
+        assert digest("corrected") in deleted(store, lease.subject_id)
 
     def test_what_a_finishing_goes_on_from_is_its_own_too(self, store: Store) -> None:
         correction = Correction(artifact=digest("corrected"), tokens=64, learning_rate=1e-4, metrics_before={})
+        lease = running_search(store)
         continues = Continuation(
-            candidate_id="c-1",
+            candidate_id=completed(store, lease).id,
             selection_artifact=digest("selection"),
             checkpoint_artifact=digest("weights"),
             correction=correction,
@@ -624,7 +646,7 @@ class EndingASearch:
         search = store.create_search(replace(new_search(), continues=continues))
         assert search.continues == continues
         store.cancel_search(search.id)
-        assert set(store.delete_search(search.id)) == set(map(digest, ("selection", "weights", "corrected")))
+        assert set(deleted(store, search.id)) == set(map(digest, ("selection", "weights", "corrected")))
 
     def test_scores_that_several_searches_share_outlive_all_but_the_last(self, store: Store) -> None:
         scores = digest("shared scores")
@@ -632,7 +654,7 @@ class EndingASearch:
         for number, lease in enumerate(leases):
             store.save_preparation(lease, replace(preparation(f"tokens {number}"), importance_artifact=scores))
             store.finish_search(lease, JobState.COMPLETED)
-        orphans = [set(store.delete_search(lease.subject_id)) for lease in leases]
+        orphans = [set(deleted(store, lease.subject_id)) for lease in leases]
         assert orphans == [{digest("tokens 0")}, {digest("tokens 1")}, {digest("tokens 2"), scores, digest("teacher")}]
 
     def test_an_artifact_that_one_search_refers_to_twice_is_handed_out_once(self, store: Store) -> None:
@@ -641,8 +663,110 @@ class EndingASearch:
             candidate = started(store, lease, number)
             store.finish_run(lease, candidate.run_id, result(candidate, selection="same"))
         store.finish_search(lease, JobState.COMPLETED)
-        orphans = store.delete_search(lease.subject_id)
+        orphans = deleted(store, lease.subject_id)
         assert sorted(orphans) == sorted(map(digest, ("same", "checkpoint 0", "checkpoint 1")))
+
+
+class Sweeping:
+    """Which files go, and when, whoever comes to need them meanwhile."""
+
+    def test_a_file_that_a_search_registered_outlives_the_one_that_had_stored_it(self, store: Store) -> None:
+        owner, finder = running_search(store), running_search(store)
+        store.save_preparation(owner, preparation())
+        store.register(finder, {"tokens": [preparation().tokens_artifact]})
+        store.finish_search(owner, JobState.COMPLETED)
+        assert preparation().tokens_artifact not in deleted(store, owner.subject_id)
+        store.finish_search(finder, JobState.COMPLETED)
+        assert deleted(store, finder.subject_id) == [preparation().tokens_artifact]
+
+    def test_registering_twice_is_once_and_needs_the_lease(self, store: Store, clock: ManualClock) -> None:
+        lease = running_search(store)
+        for _ in range(2):
+            store.register(lease, {"tokens": [digest("a"), digest("b")], "importance": [digest("b")]})
+        clock.advance(TTL_S + 1)
+        later = lease_of(store)
+        with pytest.raises(LeaseLost):
+            store.register(lease, {"tokens": [digest("c")]})
+        store.finish_search(later, JobState.COMPLETED)
+        assert deleted(store, lease.subject_id) == sorted([digest("a"), digest("b")])
+
+    def test_while_a_file_is_removed_nobody_can_come_to_refer_to_it(self, store: Store) -> None:
+        """Or it would be told that the file is there, and lose it."""
+        owner, finder = running_search(store), running_search(store)
+        store.register(owner, {"tokens": [digest("tokens")]})
+        store.finish_search(owner, JobState.COMPLETED)
+        store.delete_search(owner.subject_id)
+        order: list[str] = []
+        with ThreadPoolExecutor(1) as pool:
+            calls = []
+
+            def register() -> None:
+                store.register(finder, {"tokens": [digest("tokens")]})
+                order.append("registered")
+
+            def remove(removed: str) -> None:
+                calls.append(pool.submit(register))
+                with suppress(TimeoutError):
+                    calls[0].result(0.2)  # it would have ended by then, were it not made to wait
+                order.append("removed")
+
+            store.sweep(remove)
+            calls[0].result()
+        assert order == ["removed", "registered"]
+
+    def test_a_file_that_is_being_registered_while_its_owner_is_deleted_stays(self, store: Store) -> None:
+        """Eight searches that find each other's artifact while those before them are deleted."""
+        content = digest("tokens")
+        there = threading.Event()
+        leases = [running_search(store) for _ in range(9)]
+        store.register(leases[0], {"tokens": [content]})
+        there.set()
+
+        def hand_over(before: Lease, after: Lease) -> None:
+            together = threading.Barrier(2)
+
+            def register() -> bool:
+                together.wait()
+                store.register(after, {"tokens": [content]})
+                return there.is_set()
+
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(register)
+                store.finish_search(before, JobState.COMPLETED)
+                together.wait()
+                store.delete_search(before.subject_id)
+                store.sweep(lambda _: there.clear())
+                was_there = found.result()
+            assert was_there == there.is_set(), "what was seen to be there is there, and what is gone was seen to be"
+            there.set()  # made anew
+
+        for before, after in pairwise(leases):
+            hand_over(before, after)
+
+    def test_a_file_that_cannot_be_removed_now_is_removed_by_the_next_sweep(self, store: Store) -> None:
+        lease = running_search(store)
+        store.register(lease, {"tokens": [digest(str(number)) for number in range(40)]})
+        store.finish_search(lease, JobState.COMPLETED)
+        store.delete_search(lease.subject_id)
+        removed: list[str] = []
+
+        def remove(each: str) -> None:
+            if each == digest("7"):
+                raise OSError("the bucket is read-only")
+            removed.append(each)
+
+        store.sweep(remove)
+        assert len(removed) == 39
+        assert swept(store) == [digest("7")]
+        assert swept(store) == []
+
+    def test_a_candidate_that_was_deleted_is_not_finished(self, store: Store) -> None:
+        candidate, _ = exported(store)
+        store.delete_search(candidate.search_id)
+        continues = Continuation(candidate_id=candidate.id, selection_artifact=digest("s"), checkpoint_artifact=None)
+        with pytest.raises(NotFound, match=candidate.id):
+            store.create_search(replace(new_search(), continues=continues))
+        assert store.list_searches() == []
 
 
 class Leasing:
@@ -1025,18 +1149,18 @@ class Evaluating:
             for tokens, digit in enumerate(digits, 1):
                 kept = PartialRun(tokens=tokens, artifact=digit * 64)
                 store.record(lease, candidate.run_id, [loss(3.0, tokens=tokens)], partial=kept)
-        assert store.reclaim(lease.subject_id) == ["a" * 64, "c" * 64, "e" * 64]
-        assert store.reclaim(lease.subject_id) == []
+        assert reclaimed(store, lease.subject_id) == ["a" * 64, "c" * 64, "e" * 64]
+        assert reclaimed(store, lease.subject_id) == []
         store.finish_run(lease, done.run_id, result(done))
         store.fail_run(lease, failed.run_id, "it diverged")
         store.fail_run(lease, waiting.run_id, "the worker was killed", again=True)
         assert {store.get_candidate(candidate.id).partial for candidate in (done, failed)} == {None}
         before = all_that_is_stored(store, lease.subject_id)
-        assert store.reclaim(lease.subject_id) == ["b" * 64, "d" * 64]
+        assert reclaimed(store, lease.subject_id) == ["b" * 64, "d" * 64]
         assert all_that_is_stored(store, lease.subject_id) == before
         store.cancel_search(lease.subject_id)
         store.finish_search(lease, JobState.CANCELLED)
-        assert store.reclaim(lease.subject_id) == ["f" * 64]
+        assert reclaimed(store, lease.subject_id) == ["f" * 64]
 
     def test_a_partial_run_that_another_search_has_too_stays(self, store: Store) -> None:
         kept = PartialRun(tokens=100, artifact="a" * 64)
@@ -1044,16 +1168,16 @@ class Evaluating:
         for lease in (one, other):
             store.record(lease, started(store, lease).run_id, [loss(3.0)], partial=kept)
         store.finish_search(one, JobState.COMPLETED)
-        assert store.reclaim(one.subject_id) == []
+        assert reclaimed(store, one.subject_id) == []
         store.finish_search(other, JobState.COMPLETED)
-        assert store.reclaim(other.subject_id) == ["a" * 64]
+        assert reclaimed(store, other.subject_id) == ["a" * 64]
 
     def test_what_was_not_reclaimed_goes_with_the_search(self, store: Store) -> None:
         lease = running_search(store)
         kept = PartialRun(tokens=100, artifact="a" * 64)
         store.record(lease, started(store, lease).run_id, [loss(3.0)], partial=kept)
         store.finish_search(lease, JobState.COMPLETED)
-        assert "a" * 64 in store.delete_search(lease.subject_id)
+        assert "a" * 64 in deleted(store, lease.subject_id)
 
     def test_a_failed_run_keeps_its_reason_and_what_was_measured(self, store: Store) -> None:
         lease = running_search(store)
@@ -1163,7 +1287,7 @@ class Repeating:
         assert (done.state, done.loss, done.partial) == (RunState.COMPLETED, 2.2, None)
         assert done.measurements == (loss(2.5, tokens=50), loss(2.2))
         assert replace(candidate, repeats=()) == first
-        assert store.reclaim(lease.subject_id) == ["a" * 64]
+        assert reclaimed(store, lease.subject_id) == ["a" * 64]
 
     def test_a_repeat_that_fails_leaves_its_candidate_completed(self, store: Store) -> None:
         lease = running_search(store)
@@ -1297,6 +1421,6 @@ class Exporting:
 
 
 class StoreContract(
-    TheService, TheHistory, Submitting, EndingASearch, Leasing, Fencing, Evaluating, Repeating, Exporting
+    TheService, TheHistory, Submitting, EndingASearch, Sweeping, Leasing, Fencing, Evaluating, Repeating, Exporting
 ):
     """The whole contract."""

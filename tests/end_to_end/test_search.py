@@ -30,6 +30,7 @@ from search.request import (
 from search.serialization import from_json
 from search.spec import Spec, build_spec
 from search.store.sql import SqlStore
+from tests.contracts.store import reclaimed
 from tests.support.homes import REQUEST, Home, assert_whole, driver, wait_for_end, wait_until
 from workers.compress.data import Tokens
 
@@ -134,7 +135,7 @@ def test_the_best_candidate_is_trained_on_by_a_search_of_its_own(
     assert after is not None
     assert after < before
     assert [m.tokens for m in trained.measurements if m.metric == "validation_loss"] == [0, 4096, 8192, 12288, 16384]
-    assert database.reclaim(search.id) == []
+    assert reclaimed(database, search.id) == []
     assert build_spec(search, trained, home.artifacts).recipe.distillation.tokens == 16_384
 
 
@@ -156,7 +157,7 @@ def test_candidates_that_are_behind_are_stopped_and_the_others_end_as_if_they_ha
         expected = {m: m.value for m in alone.measurements if m.metric == "validation_loss"}
         measured = [m for m in candidate.measurements if m.metric == "validation_loss"]
         assert [m.value for m in measured] == pytest.approx([*expected.values()][: len(measured)], rel=1e-6)
-    assert database.reclaim(search.id) == [], "what the stopped ones were kept in is gone"
+    assert reclaimed(database, search.id) == [], "what the stopped ones were kept in is gone"
     assert database.get_search(search.id).progress.stopped == states[RunState.STOPPED]
 
 
@@ -181,7 +182,7 @@ def test_the_best_are_distilled_again_with_the_next_seed_and_keep_what_they_have
         assert repeat.result.selection_artifact == candidate.result.selection_artifact
         assert repeat.result.checkpoint_artifact != candidate.result.checkpoint_artifact
         assert build_spec(search, candidate, home.artifacts).checkpoint_artifact == candidate.result.checkpoint_artifact
-    assert database.reclaim(search.id) == []
+    assert reclaimed(database, search.id) == []
 
 
 def test_a_running_search_can_be_cancelled(finished: SearchRecord, home: Home, database: SqlStore) -> None:

@@ -1,5 +1,10 @@
+import os
+import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -35,6 +40,33 @@ class TestInAFolder(ArtifactStoreContract):
         stored = [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()]
         assert stored == [store.local_path(DIGEST)]
 
+    def test_what_a_killed_writer_left_is_removed_once_nobody_has_written_to_it_for_hours(
+        self, store: FsspecArtifactStore, tmp_path: Path
+    ) -> None:
+        code = (
+            "import os, signal, sys; from pathlib import Path; from search.artifacts import FsspecArtifactStore\n"
+            "class Source:\n"
+            "    def read(self, size): os.kill(os.getpid(), signal.SIGKILL)\n"
+            "store = FsspecArtifactStore(sys.argv[1], cache_dir=Path(sys.argv[1]))\n"
+            "with store.scratch() as folder:\n"
+            "    (folder / 'half.safetensors').write_bytes(b'x')\n"
+            "    store._folder.put(Source())\n"
+        )
+        killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "artifacts")], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        kept = store.local_path(store.put_bytes(CONTENT))
+        left = list((tmp_path / "artifacts" / ".incoming").rglob("*"))
+        assert len(left) == 3, "a file, and a folder with a file"
+        store.remove_abandoned()
+        assert all(path.exists() for path in left), "who is in the midst of it may go on"
+        for path in (*left, kept):
+            os.utime(path, (0, 0))
+        with store.scratch() as folder:
+            store.remove_abandoned()
+            assert folder.exists()
+        assert not any(path.exists() for path in left)
+        assert kept.exists()
+
 
 class TestInMemoryElsewhere(ArtifactStoreContract):
     """Stands for every remote file system: the same code, through fsspec."""
@@ -59,6 +91,18 @@ class TestInMemoryElsewhere(ArtifactStoreContract):
         digest = store.put_bytes(CONTENT)
         other = FsspecArtifactStore(url, cache_dir=tmp_path / "other cache")
         assert other.local_path(digest).read_bytes() == CONTENT
+
+    def test_what_a_killed_writer_left_is_removed_once_nobody_has_written_to_it_for_hours(
+        self, store: FsspecArtifactStore, url: str
+    ) -> None:
+        store.remove_abandoned()
+        files = fsspec.filesystem("memory")
+        files.pipe_file(f"{url}/.incoming/old", b"x")
+        files.pipe_file(f"{url}/.incoming/new", b"x")
+        [old] = [file for path, file in files.store.items() if path.endswith("/old")]
+        old.modified = datetime.now(UTC) - timedelta(days=1)
+        store.remove_abandoned()
+        assert [path.rpartition("/")[2] for path in files.find(url)] == ["new"]
 
     def test_a_write_that_fails_leaves_nothing(self, store: FsspecArtifactStore, url: str) -> None:
         assert store._remote is not None

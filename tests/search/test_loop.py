@@ -1,9 +1,12 @@
 """The loop on the real store (SQLite) and real strategies; only the workers are scripted."""
 
+import hashlib
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, cast
@@ -15,9 +18,9 @@ from hypothesis import strategies as st
 from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import kv_cache_bytes_per_token
-from search.errors import InsufficientText, Interrupted, LeaseLost
+from search.errors import EspalierError, InsufficientText, Interrupted, LeaseLost, NotFound
 from search.loop import MAX_LOSSES, run_search
-from search.ports import Observation, Store, Strategy
+from search.ports import EvaluationEvent, Observation, RunFinished, Store, Strategy
 from search.ranking import rank
 from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord
 from search.request import HalvingRequest, RepeatsRequest, StrategyKind
@@ -26,7 +29,19 @@ from search.store.sql import SqlStore
 from search.strategies import make_strategy
 from search.strategies.random import RandomStrategy
 from tests.support.clock import ManualClock
-from tests.support.evaluators import FAIL, LOSE, MISCOUNT, RUNGS, ScriptedEvaluator, scripted_loss
+from tests.support.evaluators import (
+    CHECKPOINT,
+    FAIL,
+    IMPORTANCE,
+    LOSE,
+    MISCOUNT,
+    RUNGS,
+    SELECTION,
+    TOKENS,
+    ScriptedEvaluator,
+    scripted_loss,
+)
+from tests.support.files import FINGERPRINT
 from tests.support.submissions import TEACHER, submission
 
 TTL_S = 30.0
@@ -92,7 +107,6 @@ class House:
                 or [make_strategy(request, each, seed=index) for index, each in enumerate(self.sets)],
                 evaluator=evaluator,
                 should_stop=should_stop,
-                clock=self.clock,
             )
         except Interrupted:
             self.store.release(lease)
@@ -105,8 +119,10 @@ class House:
 
     @property
     def num_artifacts(self) -> int:
-        """Files in the artifact store. What runs are kept in is all that a scripted evaluator puts there."""
-        return sum(path.is_file() for path in self.folder.rglob("*"))
+        """Files in the artifact store, without those that preparation and results name: what runs are kept in."""
+        others = [FINGERPRINT.document, TOKENS, IMPORTANCE, SELECTION, CHECKPOINT]
+        named = {hashlib.sha256(content).hexdigest()[2:] for content in others}
+        return sum(path.is_file() and path.name not in named for path in self.folder.rglob("*"))
 
     def outlive_lease(self) -> None:
         self.clock.advance(TTL_S + 1)
@@ -668,11 +684,106 @@ def test_a_lost_lease_ends_the_loop_and_nothing_is_written_since(house: Callable
     assert evaluator.poll(0) == (), "the evaluator still runs something"
 
 
+# --- another search's deletion -------------------------------------------------------------------------------------
+
+
+class Finder(ScriptedEvaluator):
+    """Finds what another search stored; that one is deleted before this one refers to it, the first `times`."""
+
+    times: int = 1
+
+    def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+        preparation = super().prepare(search, should_stop=should_stop)
+        if self.prepared <= self.times:
+            assert self.artifacts is not None
+            self.artifacts.delete(preparation.tokens_artifact)
+        return preparation
+
+
+def test_what_was_deleted_with_another_search_during_the_preparation_is_made_anew(house: Callable[..., House]) -> None:
+    home = house()
+    evaluator = Finder()
+    home.drive(evaluator)
+    assert home.search.state is JobState.COMPLETED
+    assert evaluator.prepared == 2
+    assert home.search.preparation is not None
+    assert home.artifacts.missing(chain.from_iterable(home.search.preparation.artifacts.values())) == []
+
+
+def test_a_preparation_in_whose_midst_an_artifact_goes_begins_again(house: Callable[..., House]) -> None:
+    class Losing(ScriptedEvaluator):
+        def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
+            preparation = super().prepare(search, should_stop=should_stop)
+            if self.prepared == 1:
+                raise NotFound("artifact", preparation.tokens_artifact)
+            return preparation
+
+    home, evaluator = house(), Losing()
+    home.drive(evaluator)
+    assert (home.search.state, evaluator.prepared) == (JobState.COMPLETED, 2)
+
+
+def test_a_search_whose_artifacts_go_again_and_again_fails_and_says_so(house: Callable[..., House]) -> None:
+    home, evaluator = house(), Finder()
+    evaluator.times = MAX_LOSSES
+    with pytest.raises(EspalierError, match="deleted while it was prepared, 3 times"):
+        home.drive(evaluator)
+    assert home.search.preparation is None
+
+
+def test_a_real_deletion_at_any_moment_of_another_search_leaves_it_whole(house: Callable[..., House]) -> None:
+    """Both searches come to the same files, selections and checkpoints included; whichever moment the first is deleted
+    at, the second ends with all of its own."""
+    for moment in range(8):
+        home, evaluator = house(kind="exhaustive"), ScriptedEvaluator()
+        home.drive(evaluator)
+        first, polls = home.id, itertools.count()
+        home.id = home.store.create_search(submission(kind="exhaustive")).id
+
+        def delete(home: House = home, first: str = first, moment: int = moment, polls: Iterator[int] = polls) -> None:
+            if next(polls) == 3 * moment:
+                home.store.delete_search(first)
+                home.store.sweep(home.artifacts.delete)
+
+        home.drive(ScriptedEvaluator(before_poll=delete))
+        assert home.search.state is JobState.COMPLETED
+        results = [candidate.result for candidate in home.candidates]
+        assert len(results) == 4
+        for result in results:
+            assert result is not None
+            assert home.artifacts.missing(chain.from_iterable(result.artifacts.values())) == []
+        home.store.delete_search(home.id)
+
+
+def test_a_run_whose_checkpoint_went_with_another_search_goes_on_from_its_last_rung(
+    house: Callable[..., House],
+) -> None:
+    class Losing(ScriptedEvaluator):
+        lost = 0
+
+        def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
+            events = super().poll(timeout_s)
+            for event in events:
+                if isinstance(event, RunFinished) and not self.lost:
+                    assert self.artifacts is not None
+                    self.artifacts.delete(event.result.checkpoint_artifact)
+                    self.lost += 1
+            return events
+
+    home, evaluator = house(kind="exhaustive"), Losing()
+    home.drive(evaluator)
+    assert [candidate.state for candidate in home.candidates] == [RunState.COMPLETED] * 4
+    assert sorted(candidate.attempts for candidate in home.candidates) == [1, 1, 1, 2]
+    again = next(task for task in evaluator.submitted if task.partial is not None)
+    assert again.partial is not None
+    assert again.partial.tokens == RUNGS[-2]
+
+
 # --- interruptions at every point -----------------------------------------------------------------------------------
 
 WRITES = (
     *("save_preparation", "add_candidates", "add_repeats", "start_run", "record"),
-    *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim"),
+    *("finish_run", "fail_run", "stop_paused", "finish_search", "reclaim", "register", "sweep"),
 )
 
 

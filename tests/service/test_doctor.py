@@ -3,13 +3,12 @@
 import json
 import os
 import stat
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from search.ports import SystemClock
 from search.records import DriverRecord
 from search.store.sql import SqlStore, migrate
 from service import doctor
@@ -103,7 +102,7 @@ def test_a_driver_that_fell_silent_is_worth_a_note(settings: ServiceSettings) ->
 
 def _report(settings: ServiceSettings, *, ago: timedelta) -> None:
     clock = ManualClock()
-    clock.advance((SystemClock().now() - ago - clock.now()).total_seconds())
+    clock.advance((datetime.now(UTC) - ago - clock.now()).total_seconds())
     now = clock.now()
     store = SqlStore(settings.database, clock=clock)
     store.report_driver(

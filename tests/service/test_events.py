@@ -6,7 +6,6 @@ import anyio
 from fastapi.sse import ServerSentEvent
 from fastapi.testclient import TestClient
 
-from search.records import SearchRecord
 from search.serialization import to_json
 from search.store.sql import SqlStore
 from service.deps import StopFlag
@@ -61,8 +60,7 @@ def test_what_comes_after_the_end_of_a_search_is_told_too(client: TestClient, ha
 
 
 def stream(store: SqlStore, search_id: str, stopping: StopFlag) -> AsyncIterator[ServerSentEvent]:
-    search: SearchRecord = store.get_search(search_id)
-    return events(search, store, stopping)
+    return events(search_id, store, stopping)
 
 
 def test_a_stream_waits_for_what_is_still_to_come(client: TestClient, hand: DriverHand) -> None:

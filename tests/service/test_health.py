@@ -58,8 +58,11 @@ def test_it_is_not_ready_without_a_driver(client: TestClient) -> None:
 
 
 def test_a_driver_that_fell_silent_does_not_count(settings: ServiceSettings) -> None:
-    store = SqlStore(settings.database, clock=ManualClock())  # whose time is long past
+    clock = ManualClock()
+    store = SqlStore(settings.database, clock=clock)
     store.report_driver(DRIVER)
+    assert check(settings, store).ready
+    clock.advance(settings.driver_timeout_s + 1)
     readiness = check(settings, store)
     store.close()
     assert not readiness.ready

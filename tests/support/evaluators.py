@@ -1,5 +1,6 @@
 """A scripted `Evaluator`: candidates with known losses, failures on demand, events in an order that tests choose."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from tests.support.files import FINGERPRINT
 #: What a candidate's evaluation may come to, besides being completed.
 FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
 
+#: What a preparation and a result name, the same for all.
+TOKENS, IMPORTANCE, SELECTION, CHECKPOINT = b"tokens", b"importance", b"selection", b"checkpoint"
+
 #: Of `tests.support.submissions`, and before the first.
 RUNGS = (0, 25, 50, 100)
 
@@ -47,7 +51,7 @@ class ScriptedEvaluator(Evaluator):
     repeats: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     #: What a seed adds to an architecture's loss.
     noise: Callable[[Architecture, int], float] = lambda architecture, seed: 0.0
-    #: Where runs are kept at their rungs; None: nowhere.
+    #: Where everything is kept that a loop looks for, and runs at their rungs.
     artifacts: ArtifactStore | None = None
     #: Called before each poll, to make things happen in between.
     before_poll: Callable[[], None] = lambda: None
@@ -64,7 +68,7 @@ class ScriptedEvaluator(Evaluator):
         if should_stop():
             raise Interrupted("told to stop")
         self.prepared += 1
-        return make_preparation()
+        return make_preparation(self.artifacts)
 
     def start(self, search: SearchRecord) -> int:
         assert search.preparation is not None
@@ -118,7 +122,7 @@ def _run(
         yield RunFailed(run_id, "killed", lost=True)
     else:
         yield RunMeasured(run_id, _measured(RUNGS[-1], final))
-        yield RunFinished(run_id, make_result(task.parameters + (outcome == MISCOUNT)))
+        yield RunFinished(run_id, make_result(task.parameters + (outcome == MISCOUNT), artifacts))
 
 
 def _keep(artifacts: ArtifactStore, run_id: str, tokens: int) -> PartialRun:
@@ -129,27 +133,33 @@ def _measured(tokens: int, loss: float) -> tuple[Measurement, ...]:
     return tuple(Measurement(tokens=tokens, metric=metric, value=loss) for metric in ("validation_loss", "test_loss"))
 
 
-def make_preparation() -> Preparation:
-    """A preparation that names no real artifact, unless somebody stores `FINGERPRINT`."""
+def _put(artifacts: ArtifactStore | None, content: bytes) -> str:
+    """The digest of `content`, which is stored if there is a store."""
+    return artifacts.put_bytes(content) if artifacts else hashlib.sha256(content).hexdigest()
+
+
+def make_preparation(artifacts: ArtifactStore | None = None) -> Preparation:
+    """A preparation whose artifacts are there if a store is given."""
+    _put(artifacts, FINGERPRINT.document)
     return Preparation(
         teacher_digest=FINGERPRINT.digest,
         teacher_parameters=1,
         data_digest="2" * 64,
         train_tokens=100,
-        tokens_artifact="3" * 64,
-        importance_artifact="4" * 64,
+        tokens_artifact=_put(artifacts, TOKENS),
+        importance_artifact=_put(artifacts, IMPORTANCE),
         teacher_metrics={"validation_loss": 1.5, "test_loss": 1.5},
         seconds={"importance": 0.1},
         environment={"torch": "0"},
     )
 
 
-def make_result(measured_parameters: int) -> RunResult:
-    """A result that names no real artifact."""
+def make_result(measured_parameters: int, artifacts: ArtifactStore | None = None) -> RunResult:
+    """A result whose artifacts are there if a store is given."""
     return RunResult(
         measured_parameters=measured_parameters,
-        selection_artifact="5" * 64,
-        checkpoint_artifact="6" * 64,
+        selection_artifact=_put(artifacts, SELECTION),
+        checkpoint_artifact=_put(artifacts, CHECKPOINT),
         seconds={"train": 0.1},
         environment={"torch": "0"},
     )

@@ -1,27 +1,33 @@
 """The driver on a real store: what becomes of a job, whatever its work comes to. Its real work is tested end to end."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from search.artifacts import FsspecArtifactStore
 from search.errors import EspalierError, Interrupted
 from search.loop import run_search
 from search.planning import feasible_sets
 from search.records import JobKind, JobState, Lease
+from search.serialization import to_json
 from search.store.sql import SqlStore
+from search.store.sql.engine import for_writing
 from search.strategies import make_strategy
 from tests.support.clock import ManualClock
 from tests.support.evaluators import ScriptedEvaluator
 from tests.support.homes import wait_until
 from tests.support.submissions import submission
-from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver
+from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver, work_on_search
+from workers.evaluation import Sources
 from workers.settings import WorkerSettings
 
 TTL_S = 0.3
@@ -52,13 +58,14 @@ def finished_candidate(store: SqlStore, tmp_path: Path) -> str:
     assert lease is not None
     (feasible,) = feasible_sets(search)
     strategy = make_strategy(search.request.strategy, feasible, seed=0)
+    artifacts = FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache")
     run_search(
         search,
         lease,
         store=store,
-        artifacts=FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache"),
+        artifacts=artifacts,
         strategies=[strategy],
-        evaluator=ScriptedEvaluator(),
+        evaluator=ScriptedEvaluator(artifacts=artifacts),
         should_stop=lambda: False,
     )
     return store.candidates(search.id)[0].id
@@ -116,6 +123,24 @@ def test_a_search_whose_work_raises_fails_with_the_message(
     assert store.get_search(search_id).error == stored
 
 
+@pytest.mark.parametrize(("stored", "said"), [("{}", "request: "), ("", "max_candidates")])
+def test_a_search_that_cannot_be_read_fails_and_says_why(
+    store: SqlStore, search_id: str, tmp_path: Path, stored: str, said: str
+) -> None:
+    request = to_json(store.get_search(search_id).request)
+    request["strategy"]["max_candidates"] = 0
+    with for_writing(store._engine).begin() as connection:
+        connection.execute(text("UPDATE searches SET request = :stored"), {"stored": stored or json.dumps(request)})
+    artifacts = FsspecArtifactStore(str(tmp_path / "artifacts"), cache_dir=tmp_path / "cache")
+    sources = Sources(model_roots=(), data_roots=(), artifacts=artifacts)
+    with Started(store, partial(work_on_search, WorkerSettings(), store, sources)):
+        wait_until(lambda: store.search_state(search_id).is_final, what="the end", timeout_s=10)
+    failed = store.show_search(search_id)
+    assert failed.state is JobState.FAILED
+    assert "was stored by another version" in str(failed.error)
+    assert said in str(failed.error)
+
+
 def test_the_next_search_is_taken_after_one_that_failed(store: SqlStore, search_id: str) -> None:
     other = store.create_search(submission())
     with Started(store, raising(ValueError("seven"))):
@@ -159,13 +184,16 @@ def steal(store: SqlStore, clock: ManualClock) -> Lease:
     return stolen[0]
 
 
-def test_a_database_that_fails_for_a_while_fails_no_search(store: SqlStore, clock: ManualClock, search_id: str) -> None:
+@pytest.mark.parametrize("kind", [OperationalError, InterfaceError])
+def test_a_database_that_fails_for_a_while_fails_no_search(
+    store: SqlStore, clock: ManualClock, search_id: str, kind: type[DBAPIError]
+) -> None:
     attempts: list[int] = []
 
     def work(lease: Lease, should_stop: ShouldStop) -> None:
         attempts.append(lease.token)
         if len(attempts) == 1:
-            raise OperationalError("SELECT 1", None, OSError("the server closed the connection"))
+            raise kind("SELECT 1", None, OSError("the server closed the connection"))
         store.finish_search(lease, JobState.COMPLETED)
 
     with Started(store, work):
@@ -196,16 +224,18 @@ def test_an_export_is_built_while_a_search_runs_and_keeps_its_own_error(
 
 
 @pytest.mark.parametrize("broken", ["search", "export"])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_lane_that_breaks_ends_the_driver(sqlite_url: str, broken: JobKind) -> None:
+def test_a_lane_that_breaks_ends_the_driver_with_its_error(sqlite_url: str, broken: JobKind) -> None:
     class Broken(SqlStore):
         def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
             if kind == broken:
                 raise LookupError("a bug")
             return super().lease_job(kind, owner=owner, ttl_s=ttl_s)
 
-    with closing(Broken(sqlite_url)) as store, Started(store, nothing) as started:
-        wait_until(lambda: not started.thread.is_alive(), what="the driver to end", timeout_s=10)
+    lanes: dict[JobKind, Work] = {"search": nothing, "export": nothing}
+    with closing(Broken(sqlite_url)) as store:
+        driver = Driver(WorkerSettings(lease_ttl_s=TTL_S, poll_s=0.01), store, lanes, stop=StopFlag())
+        with pytest.raises(LookupError, match="a bug"):
+            driver.run()
 
 
 def test_a_driver_reports_itself_while_it_lives(store: SqlStore) -> None:

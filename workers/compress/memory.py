@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -28,14 +29,57 @@ def available_bytes(device: str) -> int:
     return min(int(psutil.virtual_memory().available), _cgroup_bytes())
 
 
-def _cgroup_bytes() -> int:
-    """What a container's limit leaves (cgroup v2); beyond any machine where there is none."""
-    folder = Path("/sys/fs/cgroup")
+class _Cgroup(NamedTuple):
+    """How a version of Linux's control groups writes down a group's memory."""
+
+    folder: str
+    limit: str
+    used: str
+    #: Counters of ``memory.stat``: files that were read or written and could be dropped, lately used or not.
+    cached: tuple[str, str]
+
+
+_CGROUPS = (
+    _Cgroup("", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    _Cgroup("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
+
+
+def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
+    """What the limits of this process's control groups leave (v1 and v2); beyond any machine where there are none.
+
+    A limit counts the page cache of files as used, though the kernel drops that before it refuses memory: as for the
+    whole machine (``MemAvailable``), it is available. Who reads a large file would seem to have filled the container.
+
+    Args:
+        root: where the hierarchy is mounted.
+        groups: names this process's groups.
+    """
+    return min(
+        (_left(folder, kind) for kind in _CGROUPS for folder in _folders(root / kind.folder, groups)),
+        default=sys.maxsize,
+    )
+
+
+def _folders(mount: Path, groups: Path) -> set[Path]:
+    """The process's groups below a mount and all groups around them, each of which may have a limit. In a container
+    they may be those of a hierarchy that is not mounted there; the mount itself is then the container's own."""
     try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # no such file, or "max"
+        names = [line.partition(":")[2].partition(":")[2] for line in groups.read_text().splitlines()]
+    except OSError:
+        names = []
+    own = (mount / name.lstrip("/") for name in ("", *names))
+    return {folder for group in own for folder in (group, *group.parents) if folder.is_relative_to(mount)}
+
+
+def _left(folder: Path, kind: _Cgroup) -> int:
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (kind.limit, kind.used))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        cached = sum(int(stat.get(name, 0)) for name in kind.cached)
+    except (OSError, ValueError):  # no such group, or no limit: "max"
         return sys.maxsize
+    return max(0, limit - max(0, used - cached))
 
 
 def fit(

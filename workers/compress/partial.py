@@ -4,10 +4,8 @@ It takes three times what the student's weights do, since the optimiser's moment
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -34,8 +32,8 @@ def keep(training: Training, seconds: Mapping[str, float], artifacts: ArtifactSt
     if 2 * sum(tensor.nbytes for tensor in tensors.values()) > artifacts.free_bytes():
         return None
     document = json.dumps(to_json(_Document(position=training.position, seconds=dict(seconds))))
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        path = Path(folder) / "partial.safetensors"
+    with artifacts.scratch() as folder:
+        path = folder / "partial.safetensors"
         save_file(tensors, path, metadata={_KEY: document})
         return artifacts.put_file(path)
 

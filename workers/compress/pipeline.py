@@ -10,7 +10,6 @@ The first lives in `preparation`, the second in `workbench`, the third here. No 
 The number of threads is the caller's to set, once per process.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from search.errors import CandidateFailed, NotFound
 from search.ports import EvaluationTask
 from search.records import Measurement, PartialRun, RunResult
 from search.selection import Selection
-from search.serialization import canonical_json, from_json
+from search.serialization import canonical_json, from_artifact
 from workers.compress import partial
 from workers.compress.distill import Rung, Training
 from workers.compress.evaluate import held_out
@@ -124,7 +123,7 @@ def _selection(bench: Workbench, task: EvaluationTask) -> Selection:
     """What is kept of the teacher: the best by importance, or what the candidate has that is finished."""
     if task.search.continues is not None:
         with bench.artifacts.open(task.search.continues.selection_artifact) as file:
-            return from_json(Selection, json.load(file))
+            return from_artifact(Selection, task.search.continues.selection_artifact, file)
     return best_selection(bench, task.architecture, task.search.request)
 
 

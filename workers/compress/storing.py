@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
@@ -16,8 +14,8 @@ from search.ports import ArtifactStore
 def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:
     """One safetensors file as transformers writes it; its digest."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        path = Path(folder) / "model.safetensors"
+    with artifacts.scratch() as folder:
+        path = folder / "model.safetensors"
         save_file(contiguous, path, metadata={"format": "pt"})
         return artifacts.put_file(path)
 

@@ -10,11 +10,9 @@ Legend: W windows of a split, B of a batch, T tokens of a window, H hidden chann
 
 import hashlib
 import json
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -255,8 +253,8 @@ class _Keeper:
         return whole
 
     def _stored(self, states: Tensor) -> str:
-        with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-            path = Path(folder) / "targets.safetensors"
+        with self.artifacts.scratch() as folder:
+            path = folder / "targets.safetensors"
             save_file({_NAME: states}, path)
             return self.artifacts.put_file(path)
 

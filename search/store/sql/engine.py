@@ -4,14 +4,19 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import URL, Connection, DateTime, Engine, event, func, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from search.errors import DatabaseUnavailable, InvalidInput
+
+#: What is raised while a database is away: it says nothing about what was asked of it, and passes. A connection that
+#: the server or the network ended is the one or the other, depending on who notices first.
+OUTAGES = (OperationalError, InterfaceError)
 
 #: How long a writer waits for another one on SQLite before it gives up.
 _SQLITE_TIMEOUT_S = 60.0
@@ -115,3 +120,16 @@ def for_reading(engine: Engine) -> Engine:
     if engine.dialect.name == "postgresql":
         return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
     return engine  # a SQLite transaction always does
+
+
+def database_time(connection: Connection) -> datetime:
+    """The time by the database's clock: the same for all that use it, however far their machines' clocks are off.
+
+    SQLite has none of its own: whoever uses such a file is on its machine.
+    """
+    if connection.dialect.name != "postgresql":
+        return datetime.now(UTC)
+    # not now(), which is when the transaction began: a writer may have waited for its lock since
+    moment: datetime | None = connection.scalar(select(func.clock_timestamp(type_=DateTime(timezone=True))))
+    assert moment is not None, "PostgreSQL knows the time"
+    return moment.astimezone(UTC)

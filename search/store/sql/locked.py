@@ -1,15 +1,16 @@
 """`LockedSearch`: the one way to change what belongs to a search, and to append to its history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from search.errors import IllegalTransition, LeaseLost, NotFound
-from search.ports import Clock
 from search.records import (
     CandidateRecord,
+    HeldRun,
     JobKind,
     JobState,
     Lease,
@@ -18,7 +19,10 @@ from search.records import (
 )
 from search.serialization import to_json
 from search.store.sql import queries
-from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, runs, searches
+from search.store.sql.tables import artifacts, attempts, candidates, events, jobs, released, runs, searches
+
+#: The time, as whoever writes through this connection has to see it.
+Now = Callable[[Connection], datetime]
 
 
 class LockedSearch:
@@ -31,10 +35,10 @@ class LockedSearch:
     Construct it with `lock_search` or `lock_lease`.
     """
 
-    def __init__(self, connection: Connection, search_id: str, clock: Clock) -> None:
+    def __init__(self, connection: Connection, search_id: str, now: Now) -> None:
         self.id = search_id
         self.connection = connection
-        self.now = clock.now()  # read under the lock, so that events are also ordered by time
+        self.now = now(connection)  # read under the lock, so that events are also ordered by time
         newest = select(func.max(events.c.sequence)).where(events.c.search_id == search_id)
         self._sequence: int = connection.scalar(newest) or 0
 
@@ -78,11 +82,11 @@ class LockedSearch:
             raise NotFound("candidate", candidate_id)
         return candidate
 
-    def run(self, run_id: str) -> CandidateRecord:
-        """One of its runs, as a candidate that has no other, without measurements. Raises NotFound."""
+    def run(self, run_id: str) -> HeldRun:
+        """One of its runs. Raises NotFound."""
         return queries.run_of(self.connection, self.id, run_id)
 
-    def run_in(self, state: RunState, run_id: str, *, verb: str) -> CandidateRecord:
+    def run_in(self, state: RunState, run_id: str, *, verb: str) -> HeldRun:
         """The same, of a run that must be in `state`.
 
         Raises:
@@ -93,11 +97,11 @@ class LockedSearch:
             raise IllegalTransition("run", run_id, state=candidate.state.value, verb=verb, legal=[state.value])
         return candidate
 
-    def runs_in(self, *states: RunState) -> list[CandidateRecord]:
-        """Those in one of `states`, likewise, by their candidates' numbers."""
+    def runs_in(self, *states: RunState) -> list[HeldRun]:
+        """Those in one of `states`, by their candidates' numbers."""
         return queries.runs_where(self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states))
 
-    def move_run(self, candidate: CandidateRecord, to: RunState, *, reason: str | None = None, **values: Any) -> None:
+    def move_run(self, candidate: HeldRun, to: RunState, *, reason: str | None = None, **values: Any) -> None:
         """Change a run's state along the table of legal transitions; close its attempt where it was running.
 
         Raises:
@@ -118,11 +122,11 @@ class LockedSearch:
             self.move_run(candidate, RunState.PENDING, reason=reason)
             self.append_run("requeued", candidate, reason=reason)
 
-    def append_candidate(self, kind: str, candidate: CandidateRecord, **data: Any) -> None:
+    def append_candidate(self, kind: str, candidate: HeldRun | CandidateRecord, **data: Any) -> None:
         """Append an event of a candidate."""
         self.append(kind, candidate_id=candidate.id, number=candidate.number, **data)
 
-    def append_run(self, what: str, run: CandidateRecord, **data: Any) -> None:
+    def append_run(self, what: str, run: HeldRun | CandidateRecord, **data: Any) -> None:
         """Append an event of a run: of its candidate where it is the first, else of a repeat, with its seed."""
         if run.repeat:
             self.append_candidate(f"repeat.{what}", run, seed=run.seed, **data)
@@ -131,7 +135,7 @@ class LockedSearch:
 
     # --- artifacts
 
-    def refer(self, **digests_by_kind: Sequence[str]) -> None:
+    def refer(self, digests_by_kind: Mapping[str, Sequence[str]]) -> None:
         """Note that the search refers to files of the artifact store."""
         asked = list(chain.from_iterable(digests_by_kind.values()))
         known = select(artifacts.c.digest).where(artifacts.c.search_id == self.id, artifacts.c.digest.in_(asked))
@@ -143,16 +147,26 @@ class LockedSearch:
                     row = {"search_id": self.id, "digest": digest, "kind": kind}
                     self.connection.execute(insert(artifacts).values(row))
 
+    def let_go(self, *where: ColumnElement[bool]) -> None:
+        """Refer no longer to the files that match: `search.store.sql.sweeping` removes them unless somebody else does.
 
-def lock_search(connection: Connection, search_id: str, clock: Clock) -> LockedSearch:
+        References go first and are noted as released after that: a sweep that runs between the two would have to wait.
+        """
+        own = delete(artifacts).where(artifacts.c.search_id == self.id, *where).returning(artifacts.c.digest)
+        digests = sorted(self.connection.scalars(own))
+        if digests:
+            self.connection.execute(insert(released), [{"digest": digest} for digest in digests])
+
+
+def lock_search(connection: Connection, search_id: str, now: Now) -> LockedSearch:
     """Lock a search. Raises NotFound."""
     found = connection.scalar(select(searches.c.id).where(searches.c.id == search_id).with_for_update())
     if found is None:
         raise NotFound("search", search_id)
-    return LockedSearch(connection, search_id, clock)
+    return LockedSearch(connection, search_id, now)
 
 
-def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSearch:
+def lock_lease(connection: Connection, lease: Lease, now: Now) -> LockedSearch:
     """Lock the search of a leased job.
 
     Raises:
@@ -169,4 +183,4 @@ def lock_lease(connection: Connection, lease: Lease, clock: Clock) -> LockedSear
             f"{lease.kind} {lease.job_id!r} is {job.state.value}, held by {job.lease_owner or 'nobody'} with token "
             f"{job.lease_token}; {lease.owner} came with token {lease.token}"
         )
-    return LockedSearch(connection, search_id, clock)
+    return LockedSearch(connection, search_id, now)

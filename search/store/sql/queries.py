@@ -9,22 +9,27 @@ from typing import Any
 from sqlalchemy import JSON, ColumnElement, Connection, Row, Select, and_, func, literal, select, tuple_, type_coerce
 
 from search.budget import Budget
-from search.errors import NotFound
+from search.errors import NotFound, Unreadable
 from search.records import (
+    AnySearch,
     CandidateRecord,
     DriverRecord,
     EventRecord,
     ExportRecord,
+    HeldRun,
     JobState,
     Measurement,
     Progress,
     RunRecord,
     RunState,
     SearchRecord,
+    UnreadableSearch,
 )
+from search.request import SearchRequest
+from search.serialization import to_json
 from search.store.sql.tables import (
+    Misread,
     UtcDateTime,
-    artifacts,
     attempts,
     budgets,
     candidates,
@@ -46,6 +51,14 @@ def _searches() -> Select[Any]:
 
 
 def get_search(connection: Connection, search_id: str) -> SearchRecord:
+    """One that can be worked with. Raises NotFound or Unreadable."""
+    search = show_search(connection, search_id)
+    if isinstance(search, UnreadableSearch):
+        raise Unreadable("search", search_id, reason=search.unreadable)
+    return search
+
+
+def show_search(connection: Connection, search_id: str) -> AnySearch:
     """One. Raises NotFound."""
     rows = connection.execute(_searches().where(searches.c.id == search_id)).all()
     if not rows:
@@ -71,7 +84,7 @@ def list_searches(
     tag: str | None,
     after: tuple[datetime, str] | None,
     limit: int,
-) -> list[SearchRecord]:
+) -> list[AnySearch]:
     """Newest first."""
     statement = _searches().where(jobs.c.kind == "search")
     if state is not None:
@@ -86,31 +99,50 @@ def list_searches(
     return _search_records(connection, connection.execute(newest_first).all())
 
 
-def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[SearchRecord]:
+def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[AnySearch]:
     ids = [row.id for row in rows]
     budgets_of = _budgets(connection, ids)
     progress_of = progress(connection, ids)
-    return [
-        SearchRecord(
-            id=row.id,
-            state=row.state,
-            request=row.request,
-            teacher=row.teacher,
-            budgets=tuple(
-                budget.under_ceilings_of(asked, sequence_length=row.request.data.sequence_length)
-                for budget, asked in zip(budgets_of[row.id], row.request.budgets, strict=True)
-            ),
-            progress=progress_of[row.id],
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-            error=row.error,
-            preparation=row.preparation,
-            origin=row.origin,
-            continues=row.continues,
-        )
-        for row in rows
-    ]
+    return [_search_record(row, budgets_of[row.id], progress_of[row.id]) for row in rows]
+
+
+def _search_record(row: Row[Any], bands: Sequence[Budget], progress: Progress) -> AnySearch:
+    plain = ("id", "state", "created_at", "started_at", "finished_at", "error")
+    known = {name: getattr(row, name) for name in plain} | {"progress": progress}
+    columns = {name: getattr(row, name) for name in ("request", "teacher", "preparation", "origin", "continues")}
+    misread = {name: value for name, value in columns.items() if isinstance(value, Misread)}
+    reason = "; ".join(f"{name}: {value.reason}" for name, value in misread.items()) or None
+    values = columns | {name: value.value for name, value in misread.items()}
+    if all(value.value is not None for value in misread.values()):
+        try:
+            return SearchRecord(**known, **values, budgets=_under_ceilings(bands, values["request"]), unreadable=reason)
+        except (ValueError, AssertionError) as error:  # budgets that are not the request's
+            reason = f"budgets: {error}"
+    stored = {name: _stored(columns[name]) for name in ("request", "teacher")}
+    return UnreadableSearch(**known, **stored, unreadable=reason or "")
+
+
+def _under_ceilings(bands: Sequence[Budget], request: SearchRequest) -> tuple[Budget, ...]:
+    """Raises ValueError where they are not those of the request."""
+    return tuple(
+        band.under_ceilings_of(asked, sequence_length=request.data.sequence_length)
+        for band, asked in zip(bands, request.budgets, strict=True)
+    )
+
+
+def _stored(value: Any) -> Any:
+    """A column as JSON."""
+    return value.stored if isinstance(value, Misread) else to_json(value)
+
+
+def _value(row: Row[Any], name: str) -> Any:
+    """A column of a candidate's row, by whatever version it was stored. Raises Unreadable."""
+    value = getattr(row, name)
+    if not isinstance(value, Misread):
+        return value
+    if value.value is None:
+        raise Unreadable("candidate", row.id, reason=f"{name}: {value.reason}")
+    return value.value
 
 
 def _budgets(connection: Connection, search_ids: Sequence[str]) -> dict[str, list[Budget]]:
@@ -172,8 +204,8 @@ def _run(row: Row[Any], measured: Iterable[Measurement]) -> dict[str, Any]:
         "started_at": row.started_at,
         "finished_at": row.finished_at,
         "error": row.error,
-        "partial": row.partial,
-        "result": row.result,
+        "partial": _value(row, "partial"),
+        "result": _value(row, "result"),
         "measurements": tuple(measured),
     }
 
@@ -186,7 +218,7 @@ def _candidate_record(
         search_id=row.search_id,
         number=row.number,
         budget_index=row.budget_index,
-        architecture=row.architecture,
+        architecture=_value(row, "architecture"),
         parameters=row.parameters,
         non_embedding_parameters=row.non_embedding_parameters,
         created_at=row.created_at,
@@ -199,19 +231,34 @@ def _in_order(statement: Select[Any]) -> Select[Any]:
     return statement.order_by(candidates.c.number, candidates.c.id, runs.c.repeat)
 
 
-def runs_where(connection: Connection, *where: ColumnElement[bool]) -> list[CandidateRecord]:
-    """The runs that match, by their candidates' numbers, each as a candidate of this one run; without measurements.
-    One statement."""
-    rows = connection.execute(_in_order(_candidates().where(*where)))
-    return [_candidate_record(row) for row in rows]
+def runs_where(connection: Connection, *where: ColumnElement[bool]) -> list[HeldRun]:
+    """The runs that match, by their candidates' numbers. One statement."""
+    run = (runs.c.id.label("run_id"), runs.c.repeat, runs.c.seed, runs.c.state, runs.c.num_attempts.label("attempts"))
+    candidate = (candidates.c.id, candidates.c.search_id, candidates.c.number)
+    found = select(*candidate, *run).join(runs, runs.c.candidate_id == candidates.c.id).where(*where)
+    return [HeldRun(**row._mapping) for row in connection.execute(_in_order(found))]
 
 
-def run_of(connection: Connection, search_id: str, run_id: str) -> CandidateRecord:
-    """One of a search's runs, likewise. Raises NotFound."""
+def run_of(connection: Connection, search_id: str, run_id: str) -> HeldRun:
+    """One of a search's runs. Raises NotFound."""
     found = runs_where(connection, candidates.c.search_id == search_id, runs.c.id == run_id)
     if not found:
         raise NotFound("run", run_id)
     return found[0]
+
+
+def first_run(connection: Connection, candidate_id: str) -> HeldRun:
+    """A candidate's first run. Raises NotFound."""
+    found = runs_where(connection, candidates.c.id == candidate_id, runs.c.repeat == 0)
+    if not found:
+        raise NotFound("candidate", candidate_id)
+    return found[0]
+
+
+def kept_tokens(connection: Connection, run_id: str) -> int | None:
+    """Tokens of the partial run that a run goes on from; None where there is none."""
+    tokens = type_coerce(runs.c.partial, JSON)["tokens"].as_integer()
+    return connection.scalar(select(tokens).where(runs.c.id == run_id, runs.c.partial.is_not(None)))
 
 
 def loss_of(connection: Connection, run_id: str) -> float | None:
@@ -317,10 +364,3 @@ def partial_artifacts(search_id: str) -> Select[tuple[str]]:
         .join(candidates, candidates.c.id == runs.c.candidate_id)
         .where(candidates.c.search_id == search_id, runs.c.partial.is_not(None))
     )
-
-
-def artifacts_only_of(connection: Connection, search_id: str, *where: ColumnElement[bool]) -> list[str]:
-    """Digests of the artifacts that this search refers to, and that match, and no other search does."""
-    others = select(artifacts.c.digest).where(artifacts.c.search_id != search_id)
-    own = select(artifacts.c.digest).where(artifacts.c.search_id == search_id, artifacts.c.digest.not_in(others))
-    return list(connection.scalars(own.where(*where).order_by(artifacts.c.digest)))

@@ -31,7 +31,7 @@ def add(search: LockedSearch, proposals: Sequence[Proposal]) -> list[CandidateRe
         if proposal.architecture.digest not in taken:
             taken.add(proposal.architecture.digest)
             added.append(_insert(search, proposal, seed=seed))
-    records = queries.runs_where(search.connection, candidates.c.id.in_(added))
+    records = queries.candidates_where(search.connection, candidates.c.id.in_(added))
     progress = search.progress()
     for record in records:
         search.append_run(

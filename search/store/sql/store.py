@@ -2,7 +2,7 @@
 
 # ruff: noqa: D102  the port documents the methods
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from search.errors import IdempotencyMismatch, IllegalTransition, NotReady
-from search.ports import Clock, Store, SystemClock
+from search.errors import IdempotencyMismatch, IllegalTransition, NotFound, NotReady
+from search.ports import Clock, Store
 from search.records import (
+    AnySearch,
     CandidateRecord,
     DriverRecord,
     EventRecord,
@@ -32,14 +33,15 @@ from search.records import (
     RunState,
     SearchRecord,
 )
-from search.store.sql import queries, rows
-from search.store.sql.engine import errors_named, for_reading, for_writing, make_engine, parse_url
-from search.store.sql.locked import LockedSearch, lock_lease, lock_search
+from search.store.sql import queries, rows, sweeping
+from search.store.sql.engine import database_time, errors_named, for_reading, for_writing, make_engine, parse_url
+from search.store.sql.locked import LockedSearch, Now, lock_lease, lock_search
 from search.store.sql.rows import new_id
 from search.store.sql.tables import (
     artifacts,
     attempts,
     budgets,
+    candidates,
     drivers,
     idempotency_keys,
     jobs,
@@ -59,11 +61,15 @@ class SqlStore(Store):
     """See `search.ports.Store` for the contract and `search.store.sql.locked` for how writers queue.
 
     The tables must be there: `search.store.sql.migrate.upgrade`.
+
+    Args:
+        url: of the database.
+        clock: what is read in place of the database's clock, so that leases can be tested without waiting.
     """
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         self._engine = make_engine(parse_url(url))
-        self._clock = clock or SystemClock()
+        self._time: Now = database_time if clock is None else lambda _: clock.now()
 
     def close(self) -> None:
         """Close every connection. Idempotent."""
@@ -73,6 +79,10 @@ class SqlStore(Store):
         """Ask the database for a sign of life. Raises DatabaseUnavailable."""
         with errors_named(self._engine.url), self._reading() as connection:
             connection.execute(select(1))
+
+    def now(self) -> datetime:
+        with self._reading() as connection:
+            return self._time(connection)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -87,12 +97,12 @@ class SqlStore(Store):
     @contextmanager
     def _locked(self, search_id: str) -> Iterator[LockedSearch]:
         with self._writing() as connection:
-            yield lock_search(connection, search_id, self._clock)
+            yield lock_search(connection, search_id, self._time)
 
     @contextmanager
     def _leased(self, lease: Lease) -> Iterator[LockedSearch]:
         with self._writing() as connection:
-            yield lock_lease(connection, lease, self._clock)
+            yield lock_lease(connection, lease, self._time)
 
     # --- the service's side
 
@@ -111,10 +121,12 @@ class SqlStore(Store):
     def _insert_search(self, connection: Connection, new: NewSearch, idempotency: IdempotencyKey | None) -> str:
         search_id = new_id("s")
         row = {name: getattr(new, name) for name in ("request", "teacher", "planned", "origin", "continues")}
-        connection.execute(insert(searches).values(row | {"id": search_id}))
-        search = LockedSearch(connection, search_id, self._clock)
         if new.continues is not None:
-            search.refer(**new.continues.artifacts)
+            _hold_candidate(connection, new.continues.candidate_id)
+        connection.execute(insert(searches).values(row | {"id": search_id}))
+        search = LockedSearch(connection, search_id, self._time)
+        if new.continues is not None:
+            search.refer(new.continues.artifacts)
         _insert_job(search, search_id, "search")
         for tag in sorted(set(new.request.tags)):
             connection.execute(insert(tags).values(search_id=search_id, tag=tag))
@@ -136,6 +148,10 @@ class SqlStore(Store):
         with self._reading() as connection:
             return queries.get_search(connection, search_id)
 
+    def show_search(self, search_id: str) -> AnySearch:
+        with self._reading() as connection:
+            return queries.show_search(connection, search_id)
+
     def search_state(self, search_id: str) -> JobState:
         with self._reading() as connection:
             return queries.search_state(connection, search_id)
@@ -147,11 +163,11 @@ class SqlStore(Store):
         tag: str | None = None,
         after: tuple[datetime, str] | None = None,
         limit: int = 50,
-    ) -> Sequence[SearchRecord]:
+    ) -> Sequence[AnySearch]:
         with self._reading() as connection:
             return queries.list_searches(connection, state=state, tag=tag, after=after, limit=limit)
 
-    def cancel_search(self, search_id: str) -> SearchRecord:
+    def cancel_search(self, search_id: str) -> AnySearch:
         with self._locked(search_id) as search:
             state = search.job_state(search_id)
             if state is JobState.QUEUED:
@@ -161,16 +177,18 @@ class SqlStore(Store):
                 search.append("search.cancelling", progress=search.progress())
             elif state is not JobState.CANCELLING:
                 raise _illegal("cancel", search_id, state, while_ended=False)
-            return queries.get_search(search.connection, search_id)
+            return queries.show_search(search.connection, search_id)
 
-    def delete_search(self, search_id: str) -> Sequence[str]:
+    def delete_search(self, search_id: str) -> None:
         with self._locked(search_id) as search:
             state = search.job_state(search_id)
             if not state.is_final:
                 raise _illegal("delete", search_id, state, while_ended=True)
-            orphans = queries.artifacts_only_of(search.connection, search_id)
+            search.let_go()
             search.connection.execute(delete(searches).where(searches.c.id == search_id))
-            return orphans
+
+    def sweep(self, remove: Callable[[str], None]) -> None:
+        sweeping.sweep(self._engine, remove)
 
     def candidates(self, search_id: str) -> Sequence[CandidateRecord]:
         with self._reading() as connection:
@@ -185,8 +203,10 @@ class SqlStore(Store):
             return queries.events_of(connection, search_id, after=after, limit=limit)
 
     def create_export(self, candidate_id: str) -> ExportRecord:
-        with self._locked(self.get_candidate(candidate_id).search_id) as search:
-            candidate = queries.get_candidate(search.connection, candidate_id)
+        with self._reading() as connection:
+            search_id = queries.first_run(connection, candidate_id).search_id
+        with self._locked(search_id) as search:
+            candidate = queries.first_run(search.connection, candidate_id)
             if candidate.state is not RunState.COMPLETED:
                 raise NotReady(
                     f"the checkpoint of candidate {candidate_id!r}",
@@ -206,7 +226,7 @@ class SqlStore(Store):
         with self._reading() as connection:
             export = queries.find_export(connection, candidate_id)
             if export is None:
-                queries.get_candidate(connection, candidate_id)
+                queries.first_run(connection, candidate_id)
             return export
 
     def drivers(self) -> Sequence[DriverRecord]:
@@ -216,18 +236,18 @@ class SqlStore(Store):
     # --- the driver's side: jobs
 
     def report_driver(self, driver: DriverRecord) -> None:
-        row = asdict(driver) | {"seen_at": self._clock.now()}
         with self._writing() as connection:
+            row = asdict(driver) | {"seen_at": self._time(connection)}
             known = connection.execute(update(drivers).where(drivers.c.id == driver.id).values(row))
             if known.rowcount == 0:
                 connection.execute(insert(drivers).values(row))
 
     def lease_job(self, kind: JobKind, *, owner: str, ttl_s: float) -> Lease | None:
         with self._writing() as connection:
-            job = _claim(connection, kind, self._clock.now())
+            job = _claim(connection, kind, self._time(connection))
             if job is None:
                 return None
-            search = LockedSearch(connection, job.search_id, self._clock)
+            search = LockedSearch(connection, job.search_id, self._time)
             lease = Lease(
                 job_id=job.id,
                 kind=kind,
@@ -271,10 +291,14 @@ class SqlStore(Store):
         with self._leased(lease) as search:
             search.move_job(lease.job_id, "export", state, artifact=artifact, error=error)
             if artifact:
-                search.refer(export=[artifact])
+                search.refer({"export": [artifact]})
             _append_job(search, lease, state.value, **({"error": error} if error else {}))
 
     # --- the driver's side: candidates
+
+    def register(self, lease: Lease, artifacts: Mapping[str, Sequence[str]]) -> None:
+        with self._leased(lease) as search:
+            search.refer(artifacts)
 
     def save_preparation(self, lease: Lease, preparation: Preparation) -> None:
         with self._leased(lease) as search:
@@ -282,7 +306,7 @@ class SqlStore(Store):
             written = search.connection.execute(update(searches).where(unprepared).values(preparation=preparation))
             if written.rowcount == 0:
                 return  # the first write wins
-            search.refer(**preparation.artifacts)
+            search.refer(preparation.artifacts)
             search.append(
                 "search.prepared",
                 teacher_metrics=dict(preparation.teacher_metrics),
@@ -307,10 +331,11 @@ class SqlStore(Store):
             search.move_run(candidate, RunState.RUNNING, num_attempts=number)
             attempt = {"run_id": run_id, "number": number, "worker": worker, "started_at": search.now}
             search.connection.execute(insert(attempts).values(attempt))
-            done = candidate.partial.tokens if candidate.partial else -1
+            kept = queries.kept_tokens(search.connection, run_id)
+            done = -1 if kept is None else kept
             again = and_(measurements.c.run_id == run_id, measurements.c.tokens > done)
             search.connection.execute(delete(measurements).where(again))
-            goes_on = {"from_tokens": done} if candidate.partial else {}
+            goes_on = {} if kept is None else {"from_tokens": kept}
             search.append_run(
                 "running", candidate, worker=worker, attempt=number, **goes_on, progress=search.progress()
             )
@@ -332,25 +357,21 @@ class SqlStore(Store):
                 search.append_run("measured", candidate, tokens=tokens, metrics=metrics)
             if partial is not None:
                 search.connection.execute(update(runs).where(runs.c.id == run_id).values(partial=partial))
-                search.refer(partial=[partial.artifact])
+                search.refer({"partial": [partial.artifact]})
             if pauses:
                 search.move_run(candidate, RunState.PAUSED)
                 search.append_run("paused", candidate, progress=search.progress())
 
-    def reclaim(self, search_id: str) -> Sequence[str]:
+    def reclaim(self, search_id: str) -> None:
         with self._locked(search_id) as search:
             left = queries.partial_artifacts(search.id)
-            superseded = and_(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
-            orphans = queries.artifacts_only_of(search.connection, search_id, superseded)
-            of_search = and_(artifacts.c.search_id == search_id, superseded)
-            search.connection.execute(delete(artifacts).where(of_search))
-            return orphans
+            search.let_go(artifacts.c.kind == "partial", artifacts.c.digest.not_in(left))
 
     def finish_run(self, lease: Lease, run_id: str, result: RunResult) -> None:
         with self._leased(lease) as search:
             candidate = search.run(run_id)
             search.move_run(candidate, RunState.COMPLETED, result=result)
-            search.refer(selection=[result.selection_artifact], checkpoint=[result.checkpoint_artifact])
+            search.refer(result.artifacts)
             loss = queries.loss_of(search.connection, run_id)
             search.append_run("completed", candidate, loss=loss, progress=search.progress())
 
@@ -366,6 +387,18 @@ class SqlStore(Store):
             search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
             what = "requeued" if again else "failed"
             search.append_run(what, candidate, reason=reason, progress=search.progress())
+
+
+def _hold_candidate(connection: Connection, candidate_id: str) -> None:
+    """Keep a candidate's search, and so its artifacts, from being deleted before this transaction refers to them too.
+
+    Raises:
+        NotFound: it has been.
+    """
+    of_candidate = select(searches.c.id).join(candidates, candidates.c.search_id == searches.c.id)
+    held = of_candidate.where(candidates.c.id == candidate_id).with_for_update(read=True, of=searches)
+    if connection.scalar(held) is None:
+        raise NotFound("candidate", candidate_id)
 
 
 # --- jobs
@@ -407,7 +440,7 @@ def _append_job(search: LockedSearch, lease: Lease, what: str, **data: Any) -> N
     if lease.kind == "search":
         search.append(f"search.{what}", progress=search.progress(), **data)
     else:
-        candidate = queries.get_candidate(search.connection, lease.subject_id)
+        candidate = queries.first_run(search.connection, lease.subject_id)
         search.append_candidate(f"export.{what}", candidate, export_id=lease.job_id, **data)
 
 

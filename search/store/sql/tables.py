@@ -6,7 +6,7 @@
                ├── tags, budgets, events, artifacts, idempotency_keys
                └── candidates ── runs ──┬── attempts
                                         └── measurements
-    drivers
+    released, drivers
 
 Whoever changes anything below a search holds the lock on its row in ``searches`` (`search.store.sql.locked`). Deleting
 that row deletes the rest. ``migrations/`` builds these tables; a test compares the two.
@@ -14,10 +14,12 @@ that row deletes the rest. ``migrations/`` builds these tables; a test compares 
 
 # ruff: noqa: D102  SQLAlchemy documents the methods of a TypeDecorator
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -40,7 +42,7 @@ from sqlalchemy import (
 from search.architecture import Architecture
 from search.records import Continuation, JobState, PartialRun, Preparation, RunResult, RunState, TeacherRecord
 from search.request import SearchRequest
-from search.serialization import from_json, to_json
+from search.serialization import from_json, from_json_unchecked, to_json
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -62,8 +64,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """JSON in a column that this version would not have stored there."""
+
+    stored: Any
+    reason: str
+    #: What it holds, without today's checks; None where its very shape is another.
+    value: Any
+
+
 class Value(TypeDecorator[Any]):
-    """A dataclass of the domain, as JSON."""
+    """A dataclass of the domain, as JSON. Rows outlive the version that stored them, so what comes back may be a
+    `Misread`: whoever reads such a column asks `search.store.sql.queries` for its value."""
 
     impl = JSON
     cache_ok = True
@@ -76,7 +89,18 @@ class Value(TypeDecorator[Any]):
         return None if value is None else to_json(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else from_json(self.kind, value)
+        return None if value is None else _read(self.kind, value)
+
+
+def _read(kind: type[Any], stored: Any) -> Any:
+    try:
+        return from_json(kind, stored)
+    except ValidationError as error:
+        reason = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+    try:
+        return Misread(stored, reason, from_json_unchecked(kind, stored))
+    except ValidationError:
+        return Misread(stored, reason, None)
 
 
 def _state(kind: type[StrEnum]) -> Enum:
@@ -232,6 +256,14 @@ artifacts = Table(
     Column("digest", _Digest, primary_key=True),
     Column("kind", String(16), nullable=False),
     Index(None, "digest"),
+)
+
+# digests that a search has let go of, as it was deleted or went on: their files go unless another search refers to them
+released = Table(
+    "released",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("digest", _Digest, nullable=False),
 )
 
 idempotency_keys = Table(

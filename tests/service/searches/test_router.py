@@ -1,9 +1,11 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from search.correction import Correction
 from search.errors import NotFound
@@ -11,6 +13,7 @@ from search.records import JobState
 from search.request import SearchRequest
 from search.serialization import from_json, to_json
 from search.spec import Spec
+from search.store.sql.engine import for_writing
 from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
 
@@ -220,3 +223,26 @@ def test_a_teacher_that_is_not_corrected_cannot_be_fetched(client: TestClient) -
     answer = client.get(f"/v1/searches/{submit(client)}/corrected-teacher")
     assert answer.status_code == 404
     assert "corrected teacher" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("stored", ['{"teacher": 7}', "{}"])
+def test_a_search_that_cannot_be_read_is_listed_shown_cancelled_and_deleted(
+    client: TestClient, hand: DriverHand, stored: str
+) -> None:
+    broken, whole = submit(client), submit(client)
+    with for_writing(hand.store._engine).begin() as connection:
+        connection.execute(
+            text("UPDATE searches SET request = :stored WHERE id = :id"), {"stored": stored, "id": broken}
+        )
+    items = client.get("/v1/searches").json()["items"]
+    assert [(item["id"], bool(item["unreadable"])) for item in items] == [(whole, False), (broken, True)]
+    shown = client.get(f"/v1/searches/{broken}")
+    assert (shown.status_code, shown.json()) == (200, items[1])
+    assert items[1]["request"] == json.loads(stored)
+    for of_its_results in ("leaderboard", "best", "corrected-teacher"):
+        refused = client.get(f"/v1/searches/{broken}/{of_its_results}")
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:espalier:unreadable")
+    assert client.post(f"/v1/searches/{broken}/cancel").json()["state"] == "cancelled"
+    assert "search.cancelled" in client.get(f"/v1/searches/{broken}/events").text
+    assert client.delete(f"/v1/searches/{broken}").status_code == 204
+    assert client.get(f"/v1/searches/{broken}").status_code == 404

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,7 +11,7 @@ from search.errors import CandidateFailed
 from search.families import family_of
 from search.memory import HEAD_WORK_BYTES, estimate_memory
 from workers.compress.chunked import _MAX_BYTES, _MAX_BYTES_ELSEWHERE
-from workers.compress.memory import available_bytes, fit
+from workers.compress.memory import _cgroup_bytes, available_bytes, fit
 
 PLAIN = DistillationRequest()
 LLAMA = family_of({"model_type": "llama", **CONFIGS["llama"]}).parse({"model_type": "llama", **CONFIGS["llama"]})
@@ -106,3 +107,65 @@ def test_what_does_not_fit_is_refused_with_what_it_takes_and_what_there_is() -> 
 
 def test_this_machine_has_memory_left() -> None:
     assert 2**20 < available_bytes("cpu") < 2**50
+
+
+# --- containers
+
+
+class Groups:
+    """A hierarchy of control groups as the kernel shows it, with this process in ``/pod/container``."""
+
+    def __init__(self, folder: Path, version: Literal[1, 2]) -> None:
+        self.root, self.version = folder / "cgroup", version
+        self.list = folder / "groups"
+        self.list.write_text("0::/pod/container\n" if version == 2 else "5:cpu:/x\n4:memory:/pod/container\n")
+
+    def add(self, name: str, *, limit: int | None, used: int, inactive_file: int = 0, active_file: int = 0) -> None:
+        """A group; v1 writes a huge number where there is no limit."""
+        folder = self.root / ("" if self.version == 2 else "memory") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        cached = {"inactive_file": inactive_file, "active_file": active_file}
+        if self.version == 2:
+            files = {"memory.max": "max" if limit is None else limit, "memory.current": used}
+            stat = {"anon": used, **cached}
+        else:
+            none = 9_223_372_036_854_771_712
+            files = {"memory.limit_in_bytes": none if limit is None else limit, "memory.usage_in_bytes": used}
+            stat = {"cache": 1, "inactive_file": 1, "active_file": 1}  # of this group alone, without those below it
+            stat |= {f"total_{name}": value for name, value in cached.items()}
+        files["memory.stat"] = "\n".join(f"{name} {value}" for name, value in stat.items())
+        for file, content in files.items():
+            (folder / file).write_text(f"{content}\n")
+
+    @property
+    def bytes_left(self) -> int:
+        return _cgroup_bytes(self.root, self.list)
+
+
+@pytest.fixture(params=[1, 2])
+def groups(request: pytest.FixtureRequest, tmp_path: Path) -> Groups:
+    return Groups(tmp_path, request.param)
+
+
+def test_files_that_a_container_has_read_take_nothing_from_its_limit(groups: Groups) -> None:
+    groups.add("", limit=8 * GIB, used=7 * GIB, inactive_file=4 * GIB, active_file=2 * GIB)
+    assert groups.bytes_left == 7 * GIB
+
+
+def test_of_all_groups_that_a_process_is_in_the_one_with_the_least_left_counts(groups: Groups) -> None:
+    groups.add("", limit=None, used=50 * GIB)
+    groups.add("pod", limit=8 * GIB, used=6 * GIB, inactive_file=GIB)
+    groups.add("pod/container", limit=16 * GIB, used=5 * GIB)
+    groups.add("elsewhere", limit=GIB, used=GIB)
+    assert groups.bytes_left == 3 * GIB
+
+
+def test_a_group_above_its_limit_has_nothing_left(groups: Groups) -> None:
+    groups.add("", limit=2 * GIB, used=3 * GIB, active_file=GIB // 2)
+    assert groups.bytes_left == 0
+
+
+def test_without_a_limit_the_machine_is_all_there_is(groups: Groups, tmp_path: Path) -> None:
+    groups.add("", limit=None, used=GIB)
+    assert groups.bytes_left > 2**60
+    assert _cgroup_bytes(tmp_path / "none", tmp_path / "nothing") > 2**60

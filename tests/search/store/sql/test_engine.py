@@ -1,13 +1,18 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import insert, select, text
 
 from search.errors import InvalidInput
+from search.records import JobState
+from search.store.sql import SqlStore
+from search.store.sql import engine as engines
 from search.store.sql.engine import for_reading, for_writing, make_engine, parse_url, sqlite_file
 from search.store.sql.tables import searches, tags
-from tests.contracts.store import new_search
+from tests.contracts.store import TTL_S, lease_of, new_search
 
 
 @pytest.mark.parametrize(
@@ -81,3 +86,27 @@ def test_writers_that_read_first_wait_for_each_other(sqlite_url: str) -> None:
     with engine.begin() as connection:
         assert connection.scalar(text("PRAGMA user_version")) == 20
     engine.dispose()
+
+
+def test_a_lease_on_postgresql_lasts_whatever_the_machines_of_two_drivers_think_of_the_time(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drivers' machines are a year apart; the server's clock is that of all rows."""
+
+    class Elsewhen(datetime):
+        offset = timedelta()
+
+        @classmethod
+        def now(cls, tz: object = None) -> "Elsewhen":
+            return super().now(UTC) + cls.offset
+
+    monkeypatch.setattr(engines, "datetime", Elsewhen)
+    with closing(SqlStore(postgres_url)) as early, closing(SqlStore(postgres_url)) as late:
+        Elsewhen.offset = timedelta(days=-365)
+        search = early.create_search(new_search())
+        lease = lease_of(early)
+        Elsewhen.offset = timedelta(days=365)
+        assert late.lease_job("search", owner="late", ttl_s=TTL_S) is None
+        assert late.renew(lease, ttl_s=TTL_S) is JobState.RUNNING
+        Elsewhen.offset = timedelta(days=-365)
+        assert timedelta() <= early.now() - search.created_at < timedelta(hours=1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,6 +50,9 @@ class Budget:
     ) -> "Budget":
         """Resolve a ratio against the teacher's count (of the same basis), and the tolerance to whole counts.
 
+        Exactly, from the decimals that the request is written in: 0.41 below 100 is 59, not the 60 that the nearest
+        binary fraction gives.
+
         Args:
             request: what was asked for.
             teacher_parameters: what a ratio is of.
@@ -57,12 +61,12 @@ class Budget:
         params = request.params
         if params is None:
             assert request.ratio is not None  # the request checked that one of the two is given
-            params = math.floor(request.ratio * teacher_parameters)
+            params = math.floor(_decimal(request.ratio) * teacher_parameters)
         band = request.band
         resolved = cls(
             params=params,
-            smallest=math.ceil(params * (1 - band.below)),
-            largest=math.floor(params * (1 + band.above)),
+            smallest=math.ceil(params * (1 - _decimal(band.below))),
+            largest=math.floor(params * (1 + _decimal(band.above))),
             basis=request.basis,
         )
         return resolved.under_ceilings_of(request, sequence_length=sequence_length)
@@ -104,6 +108,11 @@ class Budget:
             "max_flops_per_token": partial(flops_per_token, sequence_length=self.sequence_length or 0),
             "max_checkpoint_bytes": checkpoint_bytes,
         }
+
+
+def _decimal(number: float) -> Fraction:
+    """The number as it is written: a float's shortest decimals, which are those of the request's JSON."""
+    return Fraction(str(number))
 
 
 def neighbours(budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:

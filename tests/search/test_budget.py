@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.budget import Budget, neighbours
+from search.context import Context
 from search.counting import count
 from search.request import Basis, BudgetRequest, Tolerance
 from search.serialization import from_json, to_json
 from tests.support.architectures import llama
-from tests.support.lattices import COSTS, SEQUENCE_LENGTH
+from tests.support.lattices import COSTS, SHORT
 
 
 def test_a_budget_is_a_ceiling_with_a_band_below_it() -> None:
@@ -108,18 +109,18 @@ CEILINGS: dict[str, Any] = {
 
 def test_ceilings_are_the_requests_own() -> None:
     request = BudgetRequest(params=1_000, **CEILINGS)
-    budget = Budget.from_request(request, teacher_parameters=5_000, sequence_length=64)
+    budget = Budget.from_request(request, teacher_parameters=5_000, context=Context(sequence_length=64))
     assert {ceiling.name: ceiling.most for ceiling in budget.ceilings} == CEILINGS
     assert budget == Budget(params=1_000, smallest=950, largest=1_000, sequence_length=64, **CEILINGS)
 
 
 @pytest.mark.parametrize("name", CEILINGS)
 def test_an_architecture_at_a_ceiling_is_afforded_and_one_above_it_is_not(name: str) -> None:
-    cost = COSTS[name](llama())
+    cost = COSTS[name](llama(), SHORT)
     for most, afforded in ((cost, True), (cost - 1, False)):
         ceiling: dict[str, Any] = {name: most}
         request = BudgetRequest(ratio=1.0, **ceiling)
-        budget = Budget.from_request(request, teacher_parameters=1_000, sequence_length=SEQUENCE_LENGTH)
+        budget = Budget.from_request(request, teacher_parameters=1_000, context=SHORT)
         assert [ceiling.name for ceiling in budget.ceilings] == [name]
         assert budget.affords(llama()) is afforded
         at_home = replace(budget, smallest=1, largest=10**9)
@@ -135,7 +136,9 @@ def test_an_architecture_is_admitted_by_its_count_on_the_budgets_basis(basis: Ba
 
 
 def test_without_ceilings_everything_is_afforded_and_no_length_is_kept() -> None:
-    budget = Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=1_000, sequence_length=64)
+    budget = Budget.from_request(
+        BudgetRequest(ratio=0.5), teacher_parameters=1_000, context=Context(sequence_length=64)
+    )
     assert (budget.ceilings, budget.sequence_length) == ((), None)
     assert budget.affords(llama())
 

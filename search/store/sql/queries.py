@@ -97,7 +97,7 @@ def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[Se
             request=row.request,
             teacher=row.teacher,
             budgets=tuple(
-                budget.under_ceilings_of(asked, sequence_length=row.request.data.sequence_length)
+                budget.under_ceilings_of(asked, (row.origin or row.teacher).context(row.request.data.sequence_length))
                 for budget, asked in zip(budgets_of[row.id], row.request.budgets, strict=True)
             ),
             progress=progress_of[row.id],

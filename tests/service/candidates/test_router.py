@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -37,7 +38,12 @@ def test_a_windowed_teachers_costs_are_the_same_everywhere_and_a_spec_adds_those
     """Three layers of four are kept of a teacher whose last two see everything: the two and one with a window of 5
     tokens are what is counted. Of the first three only one sees everything."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]
-    windowed = {"layer_types": kinds, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}
+    windowed: dict[str, Any] = {
+        "layer_types": kinds,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 0,
+    }
     write_model(own_roots / "models" / "windowed", model_type="qwen3", **windowed)
     most = 2 * 4 * 8 * 2 * (2 * 32 + 4) // 32  # keys and values, 4 KV heads of 8, two bytes
     body = {

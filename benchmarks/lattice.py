@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.first_search import REPORTS, machine, versions
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.counting import parameters
 from search.families import family_of
 from search.feasible import FeasibleSet, sample
@@ -160,7 +161,7 @@ def previewing(repeats: int) -> list[str]:
 
 def budget(request: BudgetRequest, teacher: Architecture) -> Budget:
     """Resolved."""
-    return Budget.from_request(request, teacher_parameters=parameters(teacher), sequence_length=4096)
+    return Budget.from_request(request, teacher_parameters=parameters(teacher), context=Context(sequence_length=4096))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from benchmarks.first_search import REPORTS, machine, versions
 from search.architecture import Architecture
 from search.budget import Budget
 from search.checkpoint import expected_shapes, read_headers
+from search.context import Context
 from search.counting import flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.data import DataRequest
 from search.distillation import DistillationRequest
@@ -154,8 +155,8 @@ def spec_of(source: TeacherSource, student: Architecture, selection: Selection) 
         selection=selection,
         parameters=count,
         non_embedding_parameters=non_embedding_parameters(student),
-        flops_per_token=flops_per_token(student, sequence_length=256),
-        kv_cache_bytes_per_token=kv_cache_bytes_per_token(student),
+        flops_per_token=flops_per_token(student, Context(sequence_length=256)),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(student, Context(sequence_length=256)),
         measurements=(),
         recipe=Recipe(
             loss="forward_kl", distillation=DistillationRequest(), data=DataRequest(train="-"), data_digest="", seed=0

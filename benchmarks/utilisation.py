@@ -49,6 +49,7 @@ _stand_in("structlog", get_logger=lambda *_: ModuleType("log"))
 _stand_in("pydantic", Field=lambda **_: None, TypeAdapter=list)
 
 from search.architecture import Architecture  # noqa: E402
+from search.context import Context  # noqa: E402
 from search.counting import flops_per_token, parameters  # noqa: E402
 from search.distillation import DistillationRequest  # noqa: E402
 from search.families import family_of  # noqa: E402
@@ -139,7 +140,7 @@ def parsed(size: Size, axes: Mapping[str, Any]) -> Architecture:
 
 def step_flops(size: Size) -> float:
     """The arithmetic of a step."""
-    forward = flops_per_token(parsed(size, size.student), sequence_length=size.sequence_length)
+    forward = flops_per_token(parsed(size, size.student), Context(sequence_length=size.sequence_length))
     teacher_head = 2 * size.vocab_size * size.teacher["hidden_size"]
     return float(size.windows * size.sequence_length * (3 * forward + teacher_head))
 

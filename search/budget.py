@@ -1,13 +1,16 @@
 """`Budget`: a ceiling on parameters and a band below it, and ceilings on what else an architecture costs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import Field
 
 from search.architecture import Architecture
-from search.counting import checkpoint_bytes, count, flops_per_token, kv_cache_bytes_per_token
+from search.context import Context
+from search.counting import Cost, checkpoint_bytes, count, flops, kv_cache_bytes
 from search.request import Basis, BudgetRequest
 
 
@@ -17,8 +20,8 @@ class Ceiling(NamedTuple):
     #: The field of `Budget`, and of `BudgetRequest`, that says so.
     name: str
     most: int
-    #: What it costs: affine in depth and in ``intermediate_size``, and never less where an axis is larger.
-    of: Callable[[Architecture], int]
+    #: What it costs.
+    cost: Cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,42 +43,50 @@ class Budget:
     max_kv_cache_bytes_per_token: int | None = None
     max_flops_per_token: int | None = None
     max_checkpoint_bytes: int | None = None
-    #: What FLOPs are counted at; None where they have no ceiling.
+    #: What FLOPs and the cache are counted at; None where they have no ceiling.
     sequence_length: int | None = None
+    #: Likewise, as in `Context`; left out of the JSON where all layers see everything.
+    windows: Annotated[tuple[int | None, ...], Field(exclude_if=lambda value: not value)] = ()
 
     @classmethod
     def from_request(
-        cls, request: BudgetRequest, *, teacher_parameters: int, sequence_length: int | None = None
+        cls, request: BudgetRequest, *, teacher_parameters: int, context: Context | None = None
     ) -> "Budget":
         """Resolve a ratio against the teacher's count (of the same basis), and the tolerance to whole counts.
+
+        Exactly, from the decimals that the request is written in: 0.41 below 100 is 59, not the 60 that the nearest
+        binary fraction gives.
 
         Args:
             request: what was asked for.
             teacher_parameters: what a ratio is of.
-            sequence_length: of the search's data; only a ceiling on FLOPs needs it.
+            context: of the search's data in what candidates are cut from; only ceilings by the token need it.
         """
         params = request.params
         if params is None:
             assert request.ratio is not None  # the request checked that one of the two is given
-            params = math.floor(request.ratio * teacher_parameters)
+            params = math.floor(_decimal(request.ratio) * teacher_parameters)
         band = request.band
         resolved = cls(
             params=params,
-            smallest=math.ceil(params * (1 - band.below)),
-            largest=math.floor(params * (1 + band.above)),
+            smallest=math.ceil(params * (1 - _decimal(band.below))),
+            largest=math.floor(params * (1 + _decimal(band.above))),
             basis=request.basis,
         )
-        return resolved.under_ceilings_of(request, sequence_length=sequence_length)
+        return resolved.under_ceilings_of(request, context)
 
-    def under_ceilings_of(self, request: BudgetRequest, *, sequence_length: int | None) -> "Budget":
+    def under_ceilings_of(self, request: BudgetRequest, context: Context | None) -> "Budget":
         """The same band under a request's ceilings, which need no resolving."""
-        assert request.max_flops_per_token is None or sequence_length is not None
+        by_token = (request.max_kv_cache_bytes_per_token, request.max_flops_per_token)
+        used = None if by_token == (None, None) else context
+        assert used is not None or by_token == (None, None)
         return replace(
             self,
             max_kv_cache_bytes_per_token=request.max_kv_cache_bytes_per_token,
             max_flops_per_token=request.max_flops_per_token,
             max_checkpoint_bytes=request.max_checkpoint_bytes,
-            sequence_length=None if request.max_flops_per_token is None else sequence_length,
+            sequence_length=used.sequence_length if used else None,
+            windows=used.windows if used else (),
         )
 
     def contains(self, parameters: int) -> bool:
@@ -85,25 +96,33 @@ class Budget:
     @property
     def ceilings(self) -> tuple[Ceiling, ...]:
         """Those that there are."""
+        context = Context(sequence_length=self.sequence_length or 1, windows=self.windows)
         return tuple(
-            Ceiling(name, most, of) for name, of in self._costs.items() if (most := getattr(self, name)) is not None
+            Ceiling(name, most, cost(context))
+            for name, cost in _COSTS.items()
+            if (most := getattr(self, name)) is not None
         )
 
     def affords(self, architecture: Architecture) -> bool:
         """Whether an architecture keeps the ceilings; for that on parameters see `contains`."""
-        return all(ceiling.of(architecture) <= ceiling.most for ceiling in self.ceilings)
+        return all(ceiling.cost(architecture) <= ceiling.most for ceiling in self.ceilings)
 
     def admits(self, architecture: Architecture) -> bool:
         """Whether it lies in the band and under the ceilings."""
         return self.contains(count(architecture, self.basis)) and self.affords(architecture)
 
-    @property
-    def _costs(self) -> dict[str, Callable[[Architecture], int]]:
-        return {
-            "max_kv_cache_bytes_per_token": kv_cache_bytes_per_token,
-            "max_flops_per_token": partial(flops_per_token, sequence_length=self.sequence_length or 0),
-            "max_checkpoint_bytes": checkpoint_bytes,
-        }
+
+#: What has a ceiling, by the name of it.
+_COSTS: Mapping[str, Callable[[Context], Cost]] = {
+    "max_kv_cache_bytes_per_token": kv_cache_bytes,
+    "max_flops_per_token": flops,
+    "max_checkpoint_bytes": lambda _: Cost(tensors=checkpoint_bytes),
+}
+
+
+def _decimal(number: float) -> Fraction:
+    """The number as it is written: a float's shortest decimals, which are those of the request's JSON."""
+    return Fraction(str(number))
 
 
 def neighbours(budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:

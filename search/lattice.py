@@ -1,12 +1,12 @@
 """`Lattice`: the combinations of an axis's values that belong together, counted as arrays and never listed.
 
-All axes but ``intermediate_size`` are combined (the *outer* axes); the last is a line. For given widths every quantity
-of `search.counting` is affine in depth L and MLP width F,
+All axes but ``intermediate_size`` are combined (the *outer* axes); the last is a line. For given widths what tensors
+cost is affine in depth L and MLP width F, and what attention costs is a product with what L layers see, s(L):
 
-    n(L, F) = n00 + L (n10 - n00) + F (n01 - n00) + L F (n11 - n10 - n01 + n00),
+    n(L, F) = n00 + L (n10 - n00) + F (n01 - n00) + L F (n11 - n10 - n01 + n00) + s(L) a,
 
-so the four corners, summed tensor by tensor for all widths at once, give every depth; and what stays below a ceiling
-are the first few values of the line, whose number is one division and a look-up.
+so the four corners, summed tensor by tensor for all widths at once, and a give every depth; and what stays below a
+ceiling are the first few values of the line, whose number is one division and a look-up.
 
 Integers are int64. Families' terms are products of sizes, added; no axis goes above the teacher's. So no part of a sum
 is larger than the teacher's own quantity, and that is checked to be below 2^63.
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from search.architecture import AXES, Architecture
 from search.budget import Budget
-from search.counting import count
+from search.counting import Cost, count
 from search.errors import InvalidRequest
 from search.families import FAMILIES
 from search.patience import checkpoint
@@ -56,17 +56,21 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantity:
-    """A count of every combination of widths, as a function of depth and MLP width. The corners are (W,)."""
+    """A cost's total for every combination of widths, as a function of depth and MLP width. All arrays are (W,)."""
 
     n00: Integers
     n01: Integers
     n10: Integers
     n11: Integers
+    attention: Integers
+    #: `Cost.sees`.
+    sees: Callable[[int], int]
 
     def line(self, depth: int) -> Line:
         """What is left of it at one depth."""
         mixed = self.n11 - self.n10 - self.n01 + self.n00
-        return Line(self.n00 + depth * (self.n10 - self.n00), self.n01 - self.n00 + depth * mixed)
+        offset = self.n00 + depth * (self.n10 - self.n00) + self.sees(depth) * self.attention
+        return Line(offset, self.n01 - self.n00 + depth * mixed)
 
 
 class Band(NamedTuple):
@@ -116,30 +120,32 @@ class Lattice:
             intermediate_size=int(self.intermediate_sizes[size]),
         )
 
-    def quantity(self, of: Callable[[Architecture], int]) -> Quantity:
-        """A function of `search.counting` for all widths, from four sums over all tensors.
+    def quantity(self, cost: Cost) -> Quantity:
+        """A cost's total for all widths, from four sums over all tensors and what attention takes.
 
         Raises:
             InvalidRequest: the teacher's own is 2^63 or more.
         """
-        if (of_teacher := of(self.teacher)) > LARGEST_INTEGER:
+        if (of_teacher := cost.total(self.teacher)) > LARGEST_INTEGER:
             raise InvalidRequest(expected=f"sizes whose counts are at most {LARGEST_INTEGER:,}", got=of_teacher)
-        corners = np.empty((4, self.widths.shape[1]), dtype=np.int64)
+        parts = np.empty((5, self.widths.shape[1]), dtype=np.int64)
         for start in range(0, self.widths.shape[1], _BLOCK):
             checkpoint()
             block = slice(start, start + _BLOCK)
-            for corner, (depth, size) in zip(corners, product((0, 1), (0, 1)), strict=True):
-                corner[block] = of(self._at(depth, size, block))
-        return Quantity(*corners)
+            for corner, (depth, size) in zip(parts[:4], product((0, 1), (0, 1)), strict=True):
+                corner[block] = cost.tensors(self._at(depth, size, block))
+            parts[4, block] = cost.attention(self._at(1, 1, block))
+        n00, n01, n10, n11, attention = parts
+        return Quantity(n00, n01, n10, n11, attention, cost.sees)
 
     def parameters(self, budget: Budget) -> Quantity:
         """What the budget's band is of."""
-        return self.quantity(partial(count, basis=budget.basis))
+        return self.quantity(Cost(tensors=partial(count, basis=budget.basis)))
 
     def bands(self, budget: Budget) -> Iterator[Band]:
         """What the budget leaves at each depth."""
         parameters = self.parameters(budget)
-        ceilings = [(self.quantity(ceiling.of), ceiling.most) for ceiling in budget.ceilings]
+        ceilings = [(self.quantity(ceiling.cost), ceiling.most * ceiling.cost.tokens) for ceiling in budget.ceilings]
         for depth in self.depths.tolist():
             checkpoint()
             line = parameters.line(depth)

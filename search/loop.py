@@ -131,7 +131,7 @@ class _Loop:
         self.untold: dict[int, CandidateRecord] = {}
         self.losses: Counter[str] = Counter()
         self.slots = 0
-        self.objectives = Objectives.of(search.request)
+        self.objectives = Objectives.of(search)
         shares = search.request.strategy.share_between_budgets
         #: For each budget those whose strategies learn of its candidates too.
         self.neighbours = neighbours(search.budgets) if shares else ((),) * len(strategies)

@@ -16,24 +16,25 @@ from typing import cast
 
 from search.architecture import Architecture
 from search.certainty import mean_losses
+from search.context import Context
 from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.pareto import Values, hypervolume, pareto_ranks
 from search.records import CandidateRecord, RunState, SearchRecord
-from search.request import CountedObjective, SearchRequest
+from search.request import CountedObjective
 
-#: How each counted objective is counted, given the tokens of a sequence.
-COUNTS: Mapping[CountedObjective, Callable[[Architecture, int], int]] = {
+#: How each counted objective is counted.
+COUNTS: Mapping[CountedObjective, Callable[[Architecture, Context], int]] = {
     "parameters": lambda architecture, _: parameters(architecture),
-    "kv_cache_bytes_per_token": lambda architecture, _: kv_cache_bytes_per_token(architecture),
-    "flops_per_token": lambda architecture, length: flops_per_token(architecture, sequence_length=length),
+    "kv_cache_bytes_per_token": kv_cache_bytes_per_token,
+    "flops_per_token": flops_per_token,
     "checkpoint_bytes": lambda architecture, _: checkpoint_bytes(architecture),
 }
 
 
 @lru_cache(maxsize=2**16)
-def counted(name: str, architecture: Architecture, sequence_length: int) -> int:
+def counted(name: str, architecture: Architecture, context: Context) -> int:
     """A counted objective of an architecture; remembered, as candidates are compared and shown again and again."""
-    return COUNTS[cast(CountedObjective, name)](architecture, sequence_length)
+    return COUNTS[cast(CountedObjective, name)](architecture, context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +43,13 @@ class Objectives:
 
     #: As in `StrategyRequest.objectives`: the loss comes first.
     names: tuple[str, ...] = ("loss",)
-    #: Of the search's data: what FLOPs are counted at.
-    sequence_length: int = 1
+    #: What FLOPs and the cache are counted at.
+    context: Context = Context(sequence_length=1)  # noqa: RUF009  # frozen
 
     @classmethod
-    def of(cls, request: SearchRequest) -> "Objectives":
-        """What the request asks to optimise."""
-        return cls(names=request.strategy.objectives, sequence_length=request.data.sequence_length)
+    def of(cls, search: SearchRecord) -> "Objectives":
+        """What the search is to optimise."""
+        return cls(names=search.request.strategy.objectives, context=search.context)
 
     @property
     def is_several(self) -> bool:
@@ -59,7 +60,7 @@ class Objectives:
     def shown(self) -> "Objectives":
         """What a leaderboard's Pareto front is of: loss and parameters where the loss is the only objective."""
         names = self.names if self.is_several else ("loss", "parameters")
-        return Objectives(names=names, sequence_length=self.sequence_length)
+        return Objectives(names=names, context=self.context)
 
     def at_rung(self, candidate: CandidateRecord, tokens: int) -> Values | None:
         """Its values after so many tokens, before the end: of the objectives that are known there. None where its loss
@@ -120,12 +121,12 @@ class Objectives:
         if name == "loss":
             return 0.0, math.log(teacher.vocab_size)
         if name in COUNTS:
-            return 0.0, self._count(name, teacher)
+            return 0.0, float(counted(name, teacher, search.teacher.context(self.context.sequence_length)))
         speed = metrics.get(name) if name.startswith("latency/") else 1.0
         return None if speed is None else (-speed, 0.0)
 
     def _count(self, name: str, architecture: Architecture) -> float:
-        return float(counted(name, architecture, self.sequence_length))
+        return float(counted(name, architecture, self.context))
 
     @staticmethod
     def _signed(name: str, measured: float | None) -> float | None:

@@ -13,10 +13,8 @@ from search.architecture import Architecture
 from search.auto import resolved
 from search.budget import Budget
 from search.checkpoint import check_parameters
-from search.counting import (
-    count,
-    parameters,
-)
+from search.context import Context
+from search.counting import count, parameters
 from search.errors import InsufficientText, InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.families import family_of
@@ -37,7 +35,7 @@ class Plan:
     new_search: NewSearch
     texts: Texts
     #: What training windows are selected by; None where all are taken.
-    reference: Architecture | None
+    reference: TeacherRecord | None
     space: SearchSpace
     #: For each budget, in the request's order.
     feasible: tuple[FeasibleSet, ...]
@@ -45,6 +43,12 @@ class Plan:
     task_bytes: int
     #: Of the tasks that teacher and candidates are judged on, together; those with data on the hub not counted.
     evaluation_bytes: int
+
+    @property
+    def context(self) -> Context:
+        """What candidates' costs are counted at: see `SearchRecord.context`."""
+        source = self.new_search.origin or self.new_search.teacher
+        return source.context(self.new_search.request.data.sequence_length)
 
 
 def plan(
@@ -67,7 +71,7 @@ def plan(
     task_bytes = _task_bytes(request.importance, data_roots)
     evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots, allow_hub=allow_hub)
     space = SearchSpace.from_request(source.architecture, request.space)
-    budgets = _budgets(request, source.architecture)
+    budgets = _budgets(request, source)
     feasible = _within(space, budgets)
     strategy = resolved(request.strategy, request.limits, [len(each.points) for each in feasible])
     request = replace(request, strategy=strategy)
@@ -141,14 +145,19 @@ def _check_lengths(request: SearchRequest, teacher: TeacherRecord) -> None:
         )
 
 
-def _reference(request: SearchRequest, model_roots: Sequence[Path]) -> Architecture | None:
+def _reference(request: SearchRequest, model_roots: Sequence[Path]) -> TeacherRecord | None:
     if request.data.selection is None:
         return None
     with _seen_from("data", "selection", "reference"):
         source = resolve_teacher(request.data.selection.reference, model_roots)
         architecture = family_of(source.config).parse(source.config)
         check_parameters(source.tensors, architecture)
-        return architecture
+        return TeacherRecord(
+            model=request.data.selection.reference,
+            architecture=architecture,
+            parameters=parameters(architecture),
+            config=source.config,
+        )
 
 
 def _texts(request: SearchRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> Texts:
@@ -195,12 +204,12 @@ def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path],
     return num_bytes
 
 
-def _budgets(request: SearchRequest, source: Architecture) -> tuple[Budget, ...]:
-    sequence_length = request.data.sequence_length
-    return tuple(_budget(index, budget, source, sequence_length) for index, budget in enumerate(request.budgets))
+def _budgets(request: SearchRequest, source: TeacherRecord) -> tuple[Budget, ...]:
+    context = source.context(request.data.sequence_length)
+    return tuple(_budget(index, budget, source.architecture, context) for index, budget in enumerate(request.budgets))
 
 
-def _budget(index: int, request: BudgetRequest, source: Architecture, sequence_length: int) -> Budget:
+def _budget(index: int, request: BudgetRequest, source: Architecture, context: Context) -> Budget:
     ceiling = count(source, request.basis)
     if request.params is not None and request.params > ceiling:
         raise InvalidRequest(
@@ -209,7 +218,7 @@ def _budget(index: int, request: BudgetRequest, source: Architecture, sequence_l
             where=("budgets", index, "params"),
             hint="Pruning only removes.",
         )
-    return Budget.from_request(request, teacher_parameters=ceiling, sequence_length=sequence_length)
+    return Budget.from_request(request, teacher_parameters=ceiling, context=context)
 
 
 def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet, ...]:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.counting import (
-    checkpoint_bytes,
+    costs,
     flops_per_token,
-    kv_cache_bytes_per_token,
     non_embedding_parameters,
     parameters,
 )
@@ -43,11 +43,16 @@ class Example:
     parameters: int
     non_embedding_parameters: int
     flops_per_token: int
-    """Of a forward pass at the data's sequence length."""
+    """Of a forward pass over `data.sequence_length` tokens; where some layers see a window only, as if the layers that
+    see everything were kept first: at most."""
     kv_cache_bytes_per_token: int
-    """At two bytes a value."""
+    """Of the KV cache after so many tokens, computed in bfloat16 or float16; by the same layers."""
+    kv_cache_bytes_per_token_float32: int
+    """The same in float32, which the exported checkpoint computes in as it is."""
     checkpoint_bytes: int
     """Of the exported checkpoint's tensors, which are float32."""
+    checkpoint_bytes_bfloat16: int
+    """Of the same tensors in bfloat16."""
     training_memory: MemoryEstimate
     """At the peak of a training step on a GPU, the whole micro batch at a time."""
     least_training_bytes: int
@@ -162,9 +167,7 @@ def _preview_budget(planned: Plan, feasible: FeasibleSet) -> BudgetPreview:
                 architecture=point,
                 parameters=parameters(point),
                 non_embedding_parameters=non_embedding_parameters(point),
-                flops_per_token=flops_per_token(point, sequence_length=sequence_length),
-                kv_cache_bytes_per_token=kv_cache_bytes_per_token(point),
-                checkpoint_bytes=checkpoint_bytes(point),
+                **costs(point, planned.context),
                 training_memory=_memory(planned, point, micro_batch_tokens),
                 least_training_bytes=_memory(planned, point, sequence_length).total,
             )
@@ -213,7 +216,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     """The cost of a plan; see `CostEstimate` for what counts."""
     request, teacher = planned.new_search.request, planned.new_search.teacher.architecture
     data, is_kept = request.data, request.distillation.targets == "auto"
-    teacher_flops = flops_per_token(teacher, sequence_length=data.sequence_length)
+    teacher_flops = flops_per_token(teacher, planned.new_search.teacher.context(data.sequence_length))
     head_flops = 2 * teacher.vocab_size * teacher.hidden_size
     target_flops = head_flops if is_kept else teacher_flops
     taught_tokens = (request.train_windows + data.validation_samples + data.test_samples) * data.sequence_length
@@ -233,7 +236,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     whole = num_runs * request.distillation.tokens
     distillation_tokens = min(whole, request.limits.max_tokens or whole)
     for feasible in planned.feasible:
-        student_flops = _mean_flops(feasible, sequence_length=data.sequence_length)
+        student_flops = _mean_flops(feasible, planned.context)
         distillation = distillation_tokens / num_runs * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         runs = most_candidates(request, feasible) + most_repeats(request, feasible)
@@ -268,7 +271,7 @@ def _selection_flops(planned: Plan, teacher_flops: int) -> float:
         return 0
     request = planned.new_search.request
     sequence_length = request.data.sequence_length
-    reference_flops = flops_per_token(planned.reference, sequence_length=sequence_length)
+    reference_flops = flops_per_token(planned.reference.architecture, planned.reference.context(sequence_length))
     return request.read_windows * sequence_length * (teacher_flops + reference_flops)
 
 
@@ -292,10 +295,10 @@ def _removal_passes(importance: ImportanceRequest, num_layers: int) -> float:
     return sum(n * (num_layers - end) for end, n in enumerate(blocks, start=1)) / num_layers
 
 
-def _mean_flops(feasible: FeasibleSet, *, sequence_length: int) -> float:
+def _mean_flops(feasible: FeasibleSet, context: Context) -> float:
     """FLOPs of a forward pass per token, the mean over an even sample of what can be proposed."""
     sample = _spread(feasible.points, _NUM_SAMPLED)
-    return sum(flops_per_token(point, sequence_length=sequence_length) for point in sample) / len(sample)
+    return sum(flops_per_token(point, context) for point in sample) / len(sample)
 
 
 def _spread(points: Sequence[Architecture], most: int) -> list[Architecture]:

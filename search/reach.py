@@ -90,10 +90,10 @@ def _least(lattice: Lattice, budget: Budget) -> _Least:
 def _costs(lattice: Lattice, budget: Budget, choose: Callable[[Band], Integers]) -> dict[str, _Found]:
     found = {}
     for ceiling in budget.ceilings:
-        quantity = lattice.quantity(ceiling.of)
+        quantity = lattice.quantity(ceiling.cost)
         least = _extreme(lattice, quantity, map(choose, lattice.bands(budget)), largest=False)
         if least is not None:
-            found[ceiling.name.removeprefix("max_")] = least
+            found[ceiling.name.removeprefix("max_")] = least._replace(value=ceiling.cost.average(least.value))
     return found
 
 

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.correction import Correction
 from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
+from search.families import FAMILIES
 from search.learning_rate import RateSweep, with_rate
 from search.request import SearchRequest
 
@@ -212,6 +214,11 @@ class TeacherRecord:
     #: The Hugging Face config, as it stood at submission.
     config: Mapping[str, Any]
 
+    def context(self, sequence_length: int) -> Context:
+        """A sequence of that length, seen by its layers."""
+        windows = FAMILIES[self.architecture.family].windows(self.config)
+        return Context(sequence_length=sequence_length, windows=windows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -282,6 +289,11 @@ class SearchRecord:
     def source(self) -> TeacherRecord:
         """What candidates are cut from."""
         return self.origin or self.teacher
+
+    @property
+    def context(self) -> Context:
+        """What candidates' costs are counted at: a sequence of the data, seen by what they are cut from."""
+        return self.source.context(self.request.data.sequence_length)
 
     def distillation(self, budget_index: int) -> DistillationRequest:
         """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""

@@ -94,9 +94,12 @@ class BudgetRequest:
     basis: Basis = "total"
     """Whether embeddings and LM head count (`total`) or not (`non_embedding`)."""
     max_kv_cache_bytes_per_token: int | None = None
-    """The most bytes that generation may keep for each token, at two bytes a value; null: any number."""
+    """The most bytes that the KV cache may hold after `data.sequence_length` tokens, divided by them, computed in
+    bfloat16 or float16. Where some layers see a window only, as if the layers that see everything were kept first.
+    Null: any number."""
     max_flops_per_token: int | None = None
-    """The most FLOPs that a forward pass may take, per token, at `data.sequence_length`; null: any number."""
+    """The most FLOPs that a forward pass may take, per token, at `data.sequence_length`, by the same layers. Of
+    attention what is seen counts, not what is masked. Null: any number."""
     max_checkpoint_bytes: int | None = None
     """The most bytes that the tensors of the exported checkpoint may take, which are float32; null: any number."""
 
@@ -317,7 +320,7 @@ class StrategyRequest:
     """Candidates proposed per budget, at most."""
     objectives: tuple[str, ...] = ("loss",)
     """What is optimised; the first is `loss`, the validation loss. Counted, and minimised: `parameters`,
-    `kv_cache_bytes_per_token` (at two bytes a value), `flops_per_token` (of a forward pass at `data.sequence_length`),
+    `kv_cache_bytes_per_token` (in bfloat16), `flops_per_token` (of a forward pass; both at `data.sequence_length`),
     `checkpoint_bytes` (exported tensors). Measured, and maximised: `task/{name}_accuracy` of a task of
     `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
     given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is

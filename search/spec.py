@@ -8,7 +8,7 @@ from search.architecture import Architecture
 from search.budget import Budget
 from search.checkpoint import Fingerprint
 from search.correction import Correction
-from search.counting import flops_per_token, kv_cache_bytes_per_token
+from search.counting import costs, flops_per_token, kv_cache_bytes_per_token
 from search.data import DataRequest
 from search.distillation import DistillationRequest
 from search.errors import NotReady
@@ -104,9 +104,21 @@ class Spec:
     """Counted in closed form, and equal to the built model's."""
     non_embedding_parameters: int
     flops_per_token: int
-    """Of a forward pass at the data's sequence length: two for each multiply-add of every matrix product."""
+    """Of a forward pass at the data's sequence length: two for each multiply-add of every matrix product, and of
+    attention only what is seen. As on the leaderboard: where some layers see a window only, as if the layers that see
+    everything were kept first."""
     kv_cache_bytes_per_token: int
-    """At two bytes a value."""
+    """Of the KV cache after so many tokens, computed in bfloat16 or float16; by the same layers."""
+    kv_cache_bytes_per_token_float32: int | None = None
+    """The same in float32, which the exported checkpoint computes in as it is."""
+    kept_flops_per_token: int | None = None
+    """`flops_per_token` of the layers that were kept: that or less."""
+    kept_kv_cache_bytes_per_token: int | None = None
+    """`kv_cache_bytes_per_token` of the layers that were kept: that or less."""
+    checkpoint_bytes: int | None = None
+    """Of the exported checkpoint's tensors, which are float32."""
+    checkpoint_bytes_bfloat16: int | None = None
+    """Of the same tensors in bfloat16."""
     measurements: tuple[Measurement, ...]
     """Of the run with the recipe's seed, whose weights the checkpoint has."""
     repeats: tuple[SpecRepeat, ...] = ()
@@ -134,7 +146,7 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
     with artifacts.open(result.selection_artifact) as file:
         selection = from_artifact(Selection, result.selection_artifact, file)
     architecture = candidate.architecture
-    family = FAMILIES[architecture.family]
+    family, kept = FAMILIES[architecture.family], search.context.keeping(selection.layers)
     return Spec(
         spec_version=SPEC_VERSION,
         search_id=search.id,
@@ -152,8 +164,9 @@ def build_spec(search: SearchRecord, candidate: CandidateRecord, artifacts: Arti
         selection=selection,
         parameters=candidate.parameters,
         non_embedding_parameters=candidate.non_embedding_parameters,
-        flops_per_token=flops_per_token(architecture, sequence_length=search.request.data.sequence_length),
-        kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture),
+        **costs(architecture, search.context),
+        kept_flops_per_token=flops_per_token(architecture, kept),
+        kept_kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture, kept),
         measurements=candidate.measurements,
         repeats=tuple(
             SpecRepeat(seed=run.seed, validation_loss=run.loss, test_loss=run.metric("test_loss"))

@@ -84,6 +84,14 @@ class Family(ABC):
         ``config(parse(c), c, layers=range(n)) == c`` for every config that `parse` accepts.
         """
 
+    def windows(self, config: Mapping[str, Any]) -> tuple[int | None, ...]:
+        """For each layer of a config that `parse` accepts how many tokens attention sees, each token's own included;
+        None: all before it. Empty where no layer has a window.
+
+        Raises nothing: configs of stored searches are read without today's checks.
+        """
+        return ()
+
     def illegal(self, architecture: Architecture) -> str | None:
         """Why the stock transformers class cannot be built with these sizes; None where it can."""
         return next((rule.reason() for rule in self.rules(architecture) if rule.broken), None)

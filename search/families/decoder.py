@@ -91,6 +91,8 @@ class Decoder(Family):
     biases: ClassVar[Mapping[str, bool]] = {"attention_bias": False, "mlp_bias": False}
     #: Kinds of layers that ``layer_types`` may name.
     layer_kinds: ClassVar[frozenset[str]] = frozenset({"full_attention"})
+    #: Whether every layer sees ``sliding_window`` tokens only, where that is given.
+    all_layers_slide: ClassVar[bool] = False
     #: Whether the config class demands that hidden_size be a multiple of num_attention_heads.
     heads_divide_hidden: ClassVar[bool] = False
     #: Whether the stock classes read absent or null KV heads as one for each query head.
@@ -107,6 +109,7 @@ class Decoder(Family):
         architecture = Architecture(family=self.model_type, **sizes, **self._flags(config))
         depth = architecture.num_hidden_layers
         check_layer_types(config, depth=depth, family=self.model_type, supported=self.layer_kinds)
+        self._check_window(config, depth)
         reason = self.illegal(architecture)
         if reason is not None:
             raise IllegalArchitecture(expected=f"sizes that {self.model_class} accepts", got=reason)
@@ -153,6 +156,19 @@ class Decoder(Family):
         Raises:
             UnknownAttribute: such a value.
         """
+
+    def windows(self, config: Mapping[str, Any]) -> tuple[int | None, ...]:
+        """See `Family.windows`."""
+        window = self.window(config)
+        depth = config.get(self._name("num_hidden_layers"))
+        if not isinstance(window, int) or window < 1 or not isinstance(depth, int):
+            return ()
+        slides = self._sliding(config, depth)
+        return tuple(window if each else None for each in slides) if any(slides) else ()
+
+    def window(self, config: Mapping[str, Any]) -> Any:
+        """What the stock classes take for the window of layers that slide, unchecked; None: there is none."""
+        return {**self.class_defaults, **config}.get("sliding_window")
 
     def implied_layer_types(self, config: Mapping[str, Any]) -> list[str] | None:
         """What the config class makes of an absent ``layer_types``; None where it makes nothing."""
@@ -235,6 +251,21 @@ class Decoder(Family):
         full = {**self.class_defaults, **config}
         biases = {name: self.biases.get(name, read_flag(full, name)) for name in ("attention_bias", "mlp_bias")}
         return {"tie_word_embeddings": read_flag(full, "tie_word_embeddings"), **biases}
+
+    def _sliding(self, config: Mapping[str, Any], depth: int) -> list[bool]:
+        """For each layer whether it sees a window only, where there is one."""
+        if self.all_layers_slide:
+            return [True] * depth
+        kinds = config.get("layer_types") or self.implied_layer_types(config) or []
+        return [kind == "sliding_attention" for kind in kinds]
+
+    def _check_window(self, config: Mapping[str, Any], depth: int) -> None:
+        """Refuse what the stock classes build no mask of: a window that is no size, or none where layers slide."""
+        window = self.window(config)
+        if window is None and self.all_layers_slide:
+            return
+        if any(self._sliding(config, depth)):
+            read_size({"sliding_window": window}, "sliding_window")
 
     def _write_layer_types(
         self, config: dict[str, Any], teacher_config: Mapping[str, Any], layers: Sequence[int]

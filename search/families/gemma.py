@@ -54,6 +54,7 @@ class _Gemma(Decoder):
     class_defaults: ClassVar[Mapping[str, Any]] = {
         "head_dim": 256,
         "num_key_value_heads": 4,
+        "sliding_window": 4096,
         "tie_word_embeddings": True,
     }
     biases: ClassVar[Mapping[str, bool]] = {"mlp_bias": False}

@@ -16,4 +16,5 @@ class MistralFamily(Decoder):
     config_class = "MistralConfig"
     model_class = "MistralForCausalLM"
     understood = ROTARY | {"sliding_window"}
-    class_defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8}
+    class_defaults: ClassVar[Mapping[str, Any]] = {"num_key_value_heads": 8, "sliding_window": 4096}
+    all_layers_slide = True

@@ -21,6 +21,7 @@ class Phi3Family(Decoder):
     config_class = "Phi3Config"
     model_class = "Phi3ForCausalLM"
     understood = ROTARY | _DROPOUT | {"original_max_position_embeddings", "partial_rotary_factor", "sliding_window"}
+    all_layers_slide = True
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse long-context variants.

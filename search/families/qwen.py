@@ -25,10 +25,15 @@ class _Qwen(Decoder):
         read_flag(full, "use_sliding_window")
         read_count(full, "max_window_layers")
 
+    def window(self, config: Mapping[str, Any]) -> Any:
+        """None unless it is switched on."""
+        full = {**self.class_defaults, **config}
+        return full["sliding_window"] if full["use_sliding_window"] else None
+
     def implied_layer_types(self, config: Mapping[str, Any]) -> list[str]:
         """By a layer's number: those from ``max_window_layers`` on slide, where there is a window at all."""
         full = {**self.class_defaults, **config}
-        slides = bool(full["use_sliding_window"]) and full["sliding_window"] is not None
+        slides = self.window(config) is not None
         return [
             "sliding_attention" if slides and layer >= full["max_window_layers"] else "full_attention"
             for layer in range(full["num_hidden_layers"])

@@ -56,7 +56,7 @@ def board(
     """The rows of a board in order. Ranks, ties and the Pareto front are the whole board's, whatever is filtered."""
     front = {candidate.id for candidate in objectives.front(candidates)}
     rows = [
-        LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front, sequence_length=objectives.sequence_length)
+        LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front, context=objectives.context)
         for ranked in rank(candidates, confidence=confidence)
     ]
     shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]

@@ -142,7 +142,7 @@ def get_leaderboard(
     search = store.get_search(search_id)
     candidates = store.candidates(search_id)
     band = None if budget is None else budget_of(search, budget)
-    shown, objectives = inside(band, candidates) if band else candidates, Objectives.of(search.request)
+    shown, objectives = inside(band, candidates) if band else candidates, Objectives.of(search)
     rows = board(
         shown,
         objectives=objectives.shown,

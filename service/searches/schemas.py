@@ -8,8 +8,8 @@ from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 
 from search.architecture import AXES
 from search.budget import Budget
-from search.counting import kv_cache_bytes_per_token
-from search.objectives import counted
+from search.context import Context
+from search.counting import costs
 from search.ranking import RankedCandidate
 from search.records import AnySearch, JobState, RunState
 
@@ -28,8 +28,10 @@ SORT_COLUMNS = (
     "test_loss_mean",
     "parameters",
     "kv_cache_bytes_per_token",
+    "kv_cache_bytes_per_token_float32",
     "flops_per_token",
     "checkpoint_bytes",
+    "checkpoint_bytes_bfloat16",
     "number",
 )
 #: One of them, or one of the rows' `metrics`.
@@ -88,11 +90,16 @@ class LeaderboardRow:
     measured_parameters: int | None
     """Of the built model."""
     kv_cache_bytes_per_token: int
-    """Of the KV cache, at two bytes a value."""
+    """Of the KV cache after `data.sequence_length` tokens, computed in bfloat16 or float16; where some layers see a
+    window only, as if the layers that see everything were kept first: at most."""
+    kv_cache_bytes_per_token_float32: int
+    """The same in float32, which the exported checkpoint computes in as it is."""
     flops_per_token: int
-    """Of a forward pass, at `data.sequence_length`."""
+    """Of a forward pass over `data.sequence_length` tokens, by the same layers."""
     checkpoint_bytes: int
     """Of the exported checkpoint's tensors, which are float32."""
+    checkpoint_bytes_bfloat16: int
+    """Of the same tensors in bfloat16."""
     loss_before: float | None
     """Validation loss when pruned and not yet distilled."""
     loss: float | None
@@ -139,8 +146,8 @@ class LeaderboardRow:
     one; where the loss is the only objective, in loss and parameters. Losses are `loss_mean`."""
 
     @classmethod
-    def of(cls, ranked: RankedCandidate, *, pareto: bool, sequence_length: int) -> "LeaderboardRow":
-        """The row of a ranked candidate; FLOPs are counted at `sequence_length`."""
+    def of(cls, ranked: RankedCandidate, *, pareto: bool, context: Context) -> "LeaderboardRow":
+        """The row of a ranked candidate; FLOPs and the cache are counted at `context`."""
         candidate, certainty = ranked.candidate, ranked.certainty
         loss, stderr = candidate.metric("validation_loss"), candidate.metric("validation_loss_stderr")
         perplexity = _perplexity(loss)
@@ -154,9 +161,7 @@ class LeaderboardRow:
             parameters=candidate.parameters,
             non_embedding_parameters=candidate.non_embedding_parameters,
             measured_parameters=candidate.result.measured_parameters if candidate.result else None,
-            kv_cache_bytes_per_token=kv_cache_bytes_per_token(candidate.architecture),
-            flops_per_token=counted("flops_per_token", candidate.architecture, sequence_length),
-            checkpoint_bytes=counted("checkpoint_bytes", candidate.architecture, sequence_length),
+            **costs(candidate.architecture, context),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
             tokens=candidate.reached,

@@ -3,24 +3,27 @@
 import json
 import shutil
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from search.architecture import AXES, Architecture
 from search.budget import Budget
 from search.checkpoint import expected_shapes
-from search.counting import parameters
+from search.context import Context
+from search.counting import Dtype, flops, kv_cache_bytes, parameters
 from search.errors import IllegalArchitecture, InvalidInput, UnknownAttribute
 from search.families import FAMILIES
 from search.families.base import Family
@@ -53,6 +56,12 @@ from workers.families import FAMILIES as TORCH_FAMILIES
 from workers.families.dimensions import Axis, Each, entries
 
 TOKENS = some_tokens()
+
+#: What stock classes call a layer's attention.
+_ATTENTIONS = ("self_attn", "attention", "attn")
+
+#: Longer than any case's window.
+LONG = some_tokens(batch=1, length=16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,56 @@ class FamilyContract(ABC):
         assert all(family.illegal(point) is None for point in points)
         for axis in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
             assert len({getattr(point, axis) for point in points}) >= 3, axis
+
+    def test_flops_are_what_the_counter_sees_but_for_masked_pairs(
+        self, family: Family, teacher_config: dict[str, Any]
+    ) -> None:
+        """The counter takes all T² pairs of each layer; how many of them are masked is read off the stock masks."""
+        for student in students(family, teacher_config):
+            a, model = student.architecture, stock_model(student.config)
+            with FlopCounterMode(display=False) as counter, torch.no_grad(), masks_of(model) as masks:
+                model(LONG, use_cache=False)
+            masked = 4 * a.num_attention_heads * a.head_dim * sum(int((mask != 0).sum()) for mask in masks)
+            assert flops(student.context).total(a) == counter.get_total_flops() - masked
+            for mask, window in zip(masks, student.windows, strict=True):
+                assert (mask == 0).sum() == replace(student.context, windows=(window,)).visible(1)
+
+    def test_the_kv_cache_is_what_generation_holds(self, family: Family, teacher_config: dict[str, Any]) -> None:
+        prompt = LONG[:, :8]
+        new_tokens = LONG.shape[1] - 8 + 1  # the last one is not read
+        dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+        for student, dtype in zip(students(family, teacher_config), dtypes, strict=True):
+            model: Any = stock_model(student.config).to(getattr(torch, dtype))  # transformers' types are its own
+            generated = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                return_dict_in_generate=True,
+            )
+            held = sum(layer.keys.nbytes + layer.values.nbytes for layer in generated.past_key_values.layers)
+            assert kv_cache_bytes(student.context, dtype=dtype).total(student.architecture) == held
+
+    def test_a_layer_keeps_its_window_and_a_proposal_counts_the_dearest(
+        self, family: Family, teacher_config: dict[str, Any]
+    ) -> None:
+        whole, smaller = students(family, teacher_config)
+        assert smaller.windows == whole.windows[1:]
+        for cost in (flops, kv_cache_bytes):
+            proposed = cost(whole.context).total(smaller.architecture)
+            kept = cost(whole.context.keeping(range(1, len(whole.windows)))).total(smaller.architecture)
+            assert kept == cost(smaller.context).total(smaller.architecture) <= proposed
+
+    def test_a_window_that_is_no_size_is_refused_where_a_layer_has_it(
+        self, family: Family, teacher_config: dict[str, Any]
+    ) -> None:
+        for value in ("5", 0, 2.5):
+            config = teacher_config | {"sliding_window": value}
+            if family.windows(teacher_config):
+                with pytest.raises(IllegalArchitecture, match="sliding_window"):
+                    family.parse(config)
+            assert family.windows(config) == ()  # configs that are stored are read all the same
 
     # --- configs ----------------------------------------------------------------------------------------------------
 
@@ -381,6 +440,58 @@ def on_meta(config: Mapping[str, Any]) -> PreTrainedModel:
         # transformers leaves it unannotated
         model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config)  # type: ignore[no-untyped-call]
     return model
+
+
+def stock_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The stock model, its attention two plain matrix products, which can be counted."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        stock_config(config), attn_implementation="eager"
+    )
+    return model.eval()  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Student(NamedTuple):
+    """A stock model, and what its costs depend on."""
+
+    config: dict[str, Any]
+    architecture: Architecture
+    context: Context
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer."""
+        return self.context.windows or (None,) * self.architecture.num_hidden_layers
+
+
+def students(family: Family, teacher_config: Mapping[str, Any]) -> list[Student]:
+    """The teacher, and what is left of it without its first layer."""
+    teacher = family.parse(teacher_config)
+    found = []
+    for first in (0, 1):
+        layers = range(first, teacher.num_hidden_layers)
+        architecture = teacher.with_axes(num_hidden_layers=len(layers))
+        config = family.config(architecture, teacher_config, layers=layers)
+        context = Context(sequence_length=LONG.shape[1], windows=family.windows(config))
+        found.append(Student(config, architecture, context))
+    return found
+
+
+@contextmanager
+def masks_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What each layer's attention is masked by in the passes inside the block: (1, 1, T, T), 0 where it sees."""
+    masks: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, given: dict[str, Any]) -> None:
+        masks.append(given["attention_mask"])
+
+    attentions = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _ATTENTIONS]
+    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in attentions]
+    try:
+        yield masks
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def round_trip(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.correction import Correction
 from search.counting import non_embedding_parameters, parameters
 from search.data import DataRequest
@@ -75,7 +76,7 @@ def new_search(*, name: str = "", tags: tuple[str, ...] = (), seed: int = 0) -> 
             model="tiny", architecture=TEACHER, parameters=count, config={"model_type": "llama", "rope_scaling": None}
         ),
         budgets=tuple(
-            Budget.from_request(budget, teacher_parameters=count, sequence_length=data.sequence_length)
+            Budget.from_request(budget, teacher_parameters=count, context=Context(sequence_length=data.sequence_length))
             for budget in asked
         ),
         planned=8,

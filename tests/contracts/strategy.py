@@ -9,6 +9,7 @@ import pytest
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.counting import kv_cache_bytes_per_token, parameters
 from search.feasible import sample
 from search.pareto import pareto_ranks
@@ -42,7 +43,7 @@ def loss_alone(architecture: Architecture) -> tuple[float, ...]:
 
 def loss_and_bytes(architecture: Architecture) -> tuple[float, ...]:
     """Two objectives that pull apart: depth lowers the loss and takes KV bytes."""
-    return loss_of(architecture), float(kv_cache_bytes_per_token(architecture))
+    return loss_of(architecture), float(kv_cache_bytes_per_token(architecture, Context(sequence_length=1)))
 
 
 class Session:

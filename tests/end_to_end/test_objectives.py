@@ -66,7 +66,7 @@ def test_a_search_learns_of_accuracy_and_speed_at_the_end_and_of_costs_at_every_
             assert seen.values is not None
             assert len(seen.values) == 2
     assert {seen.state for seen in told} >= {RunState.COMPLETED, RunState.PAUSED}
-    objectives = Objectives.of(ended.request)
+    objectives = Objectives.of(ended)
     front = objectives.front(candidates)
     assert min(candidates, key=lambda each: each.loss or 99) in front
     assert objectives.hypervolume(candidates, ended) is not None, "the teacher's speed is known"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.budget import Budget, neighbours
+from search.context import Context
 from search.counting import count
 from search.request import Basis, BudgetRequest, Tolerance
 from search.serialization import from_json, to_json
 from tests.support.architectures import llama
-from tests.support.lattices import COSTS, SEQUENCE_LENGTH
+from tests.support.lattices import COSTS, SHORT
 
 
 def test_a_budget_is_a_ceiling_with_a_band_below_it() -> None:
@@ -38,18 +40,49 @@ def test_both_ends_of_the_band_belong_to_it(count: int, inside: bool) -> None:
     assert budget.contains(count) is inside
 
 
+def written(most_digits: int = 6) -> st.SearchStrategy[str]:
+    """Decimals in (0, 1), as people write them."""
+    return st.integers(1, most_digits).flatmap(
+        lambda digits: st.integers(1, 10**digits - 1).map(lambda number: f"0.{number:0{digits}}")
+    )
+
+
+@given(params=st.integers(1, 10**12), below=written(), above=written() | st.just("0.0"))
+def test_the_band_is_that_of_exact_decimals(params: int, below: str, above: str) -> None:
+    tolerance = Tolerance(below=float(below), above=float(above))
+    budget = Budget.from_request(BudgetRequest(params=params, tolerance=tolerance), teacher_parameters=1)
+    assert budget.smallest == math.ceil(params * (1 - Fraction(below)))
+    assert budget.largest == math.floor(params * (1 + Fraction(above)))
+    assert budget.contains(params)
+
+
+@given(ratio=written() | st.just("1.0"), tolerance=written(), teacher=st.integers(1, 10**12))
+def test_a_ratio_and_its_tolerance_are_exact_decimals(ratio: str, tolerance: str, teacher: int) -> None:
+    request = BudgetRequest(ratio=float(ratio), tolerance=float(tolerance))
+    budget = Budget.from_request(request, teacher_parameters=teacher)
+    params = math.floor(Fraction(ratio) * teacher)
+    assert (budget.params, budget.largest) == (params, params)
+    assert budget.smallest == math.ceil(params * (1 - Fraction(tolerance)))
+
+
+@pytest.mark.parametrize("params", [100, 1_000, 12_000, 199_000])
+def test_every_whole_percent_gives_the_band_that_one_reckons_by_hand(params: int) -> None:
+    for percent in range(1, 100):
+        tolerance = Tolerance(below=percent / 100, above=percent / 100)
+        budget = Budget.from_request(BudgetRequest(params=params, tolerance=tolerance), teacher_parameters=1)
+        share = params * percent
+        assert (budget.smallest, budget.largest) == (params - share // 100, params + share // 100), percent
+
+
 @given(
     params=st.integers(1, 10**12),
     below=st.floats(0, 1, exclude_min=True, exclude_max=True),
     above=st.floats(0, 1, exclude_max=True),
 )
-def test_the_band_holds_no_count_outside_of_the_tolerance(params: int, below: float, above: float) -> None:
+def test_the_band_holds_the_budget_whatever_the_tolerance(params: int, below: float, above: float) -> None:
     tolerance = Tolerance(below=below, above=above)
     budget = Budget.from_request(BudgetRequest(params=params, tolerance=tolerance), teacher_parameters=1)
-    assert budget.smallest >= params * (1 - below)
-    assert budget.largest <= params * (1 + above)
-    assert budget.contains(params)
-    assert budget.smallest == math.ceil(params * (1 - below))
+    assert 1 <= budget.smallest <= params <= budget.largest < 2 * params
 
 
 @given(ratio=st.floats(0, 1, exclude_min=True), teacher=st.integers(1, 10**12))
@@ -76,18 +109,18 @@ CEILINGS: dict[str, Any] = {
 
 def test_ceilings_are_the_requests_own() -> None:
     request = BudgetRequest(params=1_000, **CEILINGS)
-    budget = Budget.from_request(request, teacher_parameters=5_000, sequence_length=64)
+    budget = Budget.from_request(request, teacher_parameters=5_000, context=Context(sequence_length=64))
     assert {ceiling.name: ceiling.most for ceiling in budget.ceilings} == CEILINGS
     assert budget == Budget(params=1_000, smallest=950, largest=1_000, sequence_length=64, **CEILINGS)
 
 
 @pytest.mark.parametrize("name", CEILINGS)
 def test_an_architecture_at_a_ceiling_is_afforded_and_one_above_it_is_not(name: str) -> None:
-    cost = COSTS[name](llama())
+    cost = COSTS[name](llama(), SHORT)
     for most, afforded in ((cost, True), (cost - 1, False)):
         ceiling: dict[str, Any] = {name: most}
         request = BudgetRequest(ratio=1.0, **ceiling)
-        budget = Budget.from_request(request, teacher_parameters=1_000, sequence_length=SEQUENCE_LENGTH)
+        budget = Budget.from_request(request, teacher_parameters=1_000, context=SHORT)
         assert [ceiling.name for ceiling in budget.ceilings] == [name]
         assert budget.affords(llama()) is afforded
         at_home = replace(budget, smallest=1, largest=10**9)
@@ -103,7 +136,9 @@ def test_an_architecture_is_admitted_by_its_count_on_the_budgets_basis(basis: Ba
 
 
 def test_without_ceilings_everything_is_afforded_and_no_length_is_kept() -> None:
-    budget = Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=1_000, sequence_length=64)
+    budget = Budget.from_request(
+        BudgetRequest(ratio=0.5), teacher_parameters=1_000, context=Context(sequence_length=64)
+    )
     assert (budget.ceilings, budget.sequence_length) == ((), None)
     assert budget.affords(llama())
 

@@ -10,10 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from search.architecture import AXES, Architecture
+from search.context import Context
 from search.counting import (
     checkpoint_bytes,
+    costs,
     count,
     flops_per_token,
+    kv_cache_bytes,
     kv_cache_bytes_per_token,
     non_embedding_parameters,
     parameters,
@@ -87,15 +90,44 @@ def test_flops_are_those_of_a_forward_pass_with_half_of_the_attention(sizes: dic
         model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
     # of T² pairs of positions, T (T - 1) / 2 are masked: computed here, not counted there
     masked = 2 * a.num_hidden_layers * a.num_attention_heads * a.head_dim * length * (length - 1)
-    assert flops_per_token(a, sequence_length=length) * length == counter.get_total_flops() - masked
+    assert flops_per_token(a, Context(sequence_length=length)) * length == counter.get_total_flops() - masked
 
 
-def test_the_kv_cache_holds_a_key_and_a_value_for_each_kv_head_and_layer() -> None:
-    assert kv_cache_bytes_per_token(llama()) == 2 * 4 * 4 * 4 * 2
-    assert kv_cache_bytes_per_token(llama(), bytes_per_value=4) == 2 * 4 * 4 * 4 * 4
+@pytest.mark.parametrize("length", [1, 7, 4096])
+def test_the_kv_cache_holds_a_key_and_a_value_for_each_kv_head_and_layer(length: int) -> None:
+    context = Context(sequence_length=length)
+    assert kv_cache_bytes_per_token(llama(), context) == 2 * 4 * 4 * 4 * 2
+    assert kv_cache_bytes_per_token(llama(), context, dtype="float32") == 2 * 4 * 4 * 4 * 4
     config, _ = PUBLISHED["Llama-3.1-8B"]
-    assert kv_cache_bytes_per_token(family_of(config).parse(config)) == 131_072
+    assert kv_cache_bytes_per_token(family_of(config).parse(config), context) == 131_072
+
+
+def test_a_window_bounds_what_its_layers_add() -> None:
+    """Four layers, two with a window of 8; 100 tokens. A layer's cache takes 64 bytes for each token that it holds."""
+    context = Context(sequence_length=100, windows=(8, None, 8, None))
+    assert kv_cache_bytes_per_token(llama(), context) == -(-64 * (2 * 100 + 2 * 7) // 100)
+    seen = 2 * sum(range(1, 101)) + 2 * (sum(range(1, 9)) + 92 * 8)
+    matrices = flops_per_token(llama(), Context(sequence_length=1)) - 4 * 4 * 8 * 4
+    assert flops_per_token(llama(), context) == -(-(100 * matrices + 4 * 8 * 4 * seen) // 100)
+
+
+def test_what_is_above_a_ceiling_by_less_than_a_token_is_above_it() -> None:
+    """Averages are rounded up."""
+    cost = kv_cache_bytes(Context(sequence_length=100, windows=(8, None, 8, None)))
+    assert cost.total(llama()) < 100 * cost(llama()) < cost.total(llama()) + 100
 
 
 def test_a_checkpoint_takes_four_bytes_a_parameter() -> None:
     assert checkpoint_bytes(llama()) == 4 * parameters(llama())
+    assert checkpoint_bytes(llama(), dtype="bfloat16") == 2 * parameters(llama())
+
+
+def test_what_is_shown_is_in_the_dtype_that_it_is_called_by() -> None:
+    context = Context(sequence_length=16, windows=(4, None, 4, None))
+    assert costs(llama(), context) == {
+        "flops_per_token": flops_per_token(llama(), context),
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(llama(), context, dtype="bfloat16"),
+        "kv_cache_bytes_per_token_float32": kv_cache_bytes_per_token(llama(), context, dtype="float32"),
+        "checkpoint_bytes": checkpoint_bytes(llama(), dtype="float32"),
+        "checkpoint_bytes_bfloat16": checkpoint_bytes(llama(), dtype="bfloat16"),
+    }

@@ -962,7 +962,7 @@ def test_strategies_learn_of_every_objective_as_far_as_it_is_known(house: Callab
         else:
             loss = candidate.loss_at(observation.tokens)
             assert observation.loss == loss
-            assert observation.values == (loss, kv_cache_bytes_per_token(candidate.architecture))
+            assert observation.values == (loss, kv_cache_bytes_per_token(candidate.architecture, home.search.context))
     assert {observation.tokens for observation in told.values()} >= {25, 50}
 
 

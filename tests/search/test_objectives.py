@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search.context import Context
 from search.counting import checkpoint_bytes, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.evaluation import EvaluationRequest, LatencyRequest
 from search.objectives import COUNTS, Objectives
@@ -21,7 +22,9 @@ from tests.support.evaluators import make_preparation
 from tests.support.submissions import TEACHER, submission
 
 ACCURACY, SPEED = "task/zorro_accuracy", "latency/decode_tokens_per_s"
-EVERYTHING = Objectives(names=("loss", *get_args(CountedObjective), ACCURACY, SPEED), sequence_length=16)
+EVERYTHING = Objectives(
+    names=("loss", *get_args(CountedObjective), ACCURACY, SPEED), context=Context(sequence_length=16)
+)
 
 
 def candidate(
@@ -63,8 +66,8 @@ def test_losses_and_costs_are_minimised_accuracies_and_speeds_are_maximised() ->
     assert EVERYTHING.final(one) == (
         2.0,
         one.parameters,
-        kv_cache_bytes_per_token(one.architecture),
-        flops_per_token(one.architecture, sequence_length=16),
+        kv_cache_bytes_per_token(one.architecture, Context(sequence_length=16)),
+        flops_per_token(one.architecture, Context(sequence_length=16)),
         checkpoint_bytes(one.architecture),
         -0.75,
         -120.0,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from search.context import Context
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.errors import (
     BudgetUnreachable,
@@ -24,6 +25,9 @@ from search.serialization import from_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 from tests.support.harness import write_task
 from tests.support.plans import BODY, TOKENS_NEEDED, make_plan, make_roots, refused
+
+#: What costs are counted at.
+AT_8 = Context(sequence_length=8)
 
 
 @pytest.fixture
@@ -80,16 +84,16 @@ def test_a_stored_search_has_the_feasible_sets_of_its_submission(roots: Path) ->
 
 def test_ceilings_are_part_of_a_budget(roots: Path) -> None:
     free = make_plan(roots).feasible[0]
-    cache = sorted({kv_cache_bytes_per_token(point) for point in free.points})
-    flops = sorted(flops_per_token(point, sequence_length=8) for point in free.points)
+    cache = sorted({kv_cache_bytes_per_token(point, AT_8) for point in free.points})
+    flops = sorted(flops_per_token(point, AT_8) for point in free.points)
     ceilings = {"max_kv_cache_bytes_per_token": cache[-2], "max_flops_per_token": flops[len(flops) // 2]}
     planned = make_plan(roots, budgets=[{"ratio": 0.5, **ceilings}])
     (feasible,), (shown,) = planned.feasible, preview(planned).budgets
     inside = [
         each
         for each in free.architectures
-        if kv_cache_bytes_per_token(each) <= cache[-2]
-        and flops_per_token(each, sequence_length=8) <= ceilings["max_flops_per_token"]
+        if kv_cache_bytes_per_token(each, AT_8) <= cache[-2]
+        and flops_per_token(each, AT_8) <= ceilings["max_flops_per_token"]
     ]
     assert list(feasible.architectures) == inside
     assert 0 < shown.num_architectures == len(inside) < free.num_architectures
@@ -227,13 +231,15 @@ def test_the_hub_is_refused_where_it_is_not_allowed(roots: Path) -> None:
 
 def test_a_ceiling_that_nothing_in_the_band_keeps_is_refused_with_the_least_that_would_do(roots: Path) -> None:
     free = make_plan(roots).feasible[0]
-    least = min(kv_cache_bytes_per_token(each) for each in free.architectures)
+    least = min(kv_cache_bytes_per_token(each, AT_8) for each in free.architectures)
     budgets = [{"ratio": 0.8}, {"ratio": 0.5, "max_kv_cache_bytes_per_token": least - 1}]
     error = refused(roots, BudgetUnreachable, "budgets[1]", budgets=budgets)
     assert isinstance(error.got, dict)
     assert error.got["max_kv_cache_bytes_per_token"] == least - 1
     assert f"In the band it takes at least {least} kv cache bytes per token." in str(error)
     found = error.details["least_kv_cache_bytes_per_token"]
-    assert found["value"] == least == kv_cache_bytes_per_token(ARCHITECTURE.with_axes(**found["axes"]))
+    assert found["value"] == least == kv_cache_bytes_per_token(ARCHITECTURE.with_axes(**found["axes"]), AT_8)
     enough = [{"ratio": 0.5, "max_kv_cache_bytes_per_token": least}]
-    assert {kv_cache_bytes_per_token(each) for each in make_plan(roots, budgets=enough).feasible[0].points} == {least}
+    assert {kv_cache_bytes_per_token(each, AT_8) for each in make_plan(roots, budgets=enough).feasible[0].points} == {
+        least
+    }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from search.context import Context
 from search.counting import flops_per_token, parameters
 from search.errors import (
     InsufficientText,
@@ -13,6 +14,9 @@ from search.preview import ASSUMED_FLOPS_PER_SECOND, Preview, estimate_cost, pre
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, write_model
 from tests.support.plans import BODY, TOKENS_NEEDED, make_plan, make_roots, refused
+
+#: What costs are counted at.
+AT_8 = Context(sequence_length=8)
 
 
 @pytest.fixture
@@ -26,8 +30,8 @@ def test_selection_costs_a_pass_of_teacher_and_reference_over_what_is_read(roots
     selection = {"reference": "reference", "ratio": 0.25}
     planned = make_plan(roots, data=BODY["data"] | {"selection": selection})
     assert planned.reference is not None
-    assert planned.reference.num_hidden_layers == 1
-    passes = [flops_per_token(each, sequence_length=8) for each in (ARCHITECTURE, planned.reference)]
+    assert planned.reference.architecture.num_hidden_layers == 1
+    passes = [flops_per_token(each, AT_8) for each in (ARCHITECTURE, planned.reference.architecture)]
     more = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
     assert more == pytest.approx(4 * 64 * sum(passes))
     (roots / "text.txt").write_text("x" * (TOKENS_NEEDED + 3 * 64 - 1))
@@ -60,8 +64,8 @@ def test_the_cost_is_what_its_description_says(roots: Path) -> None:
     student = ARCHITECTURE.with_axes(intermediate_size=64)
     planned = make_plan(roots, space=fixed, budgets=[{"params": parameters(student)}])
     cost = estimate_cost(planned)
-    student_flops = flops_per_token(student, sequence_length=8)
-    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    student_flops = flops_per_token(student, AT_8)
+    teacher_flops = flops_per_token(ARCHITECTURE, AT_8)
     assert cost.num_candidates == 1
     assert cost.distillation_tokens == 64
     assert cost.evaluation_tokens == 8 * (3 * 4 + 2)  # before and at two rungs; the test windows once
@@ -120,7 +124,7 @@ def test_a_limit_of_tokens_bounds_the_cost(roots: Path) -> None:
 
 def test_correcting_the_teacher_costs_its_training_and_a_second_model(roots: Path) -> None:
     plain, correcting = make_plan(roots), make_plan(roots, teacher_correction={"tokens": 32})
-    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    teacher_flops = flops_per_token(ARCHITECTURE, AT_8)
     more = estimate_cost(correcting).flops - estimate_cost(plain).flops
     assert more == pytest.approx(teacher_flops * (3 * 32 + 8 * (4 + 2)))
     before, after = preview(plain), preview(correcting)
@@ -144,7 +148,7 @@ def test_correcting_the_teacher_costs_its_training_and_a_second_model(roots: Pat
 def test_the_cost_of_calibration_is_that_of_the_scores(roots: Path, importance: dict[str, Any], passes: float) -> None:
     planned = make_plan(roots, importance=importance)
     without = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
-    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    teacher_flops = flops_per_token(ARCHITECTURE, AT_8)
     assert without == pytest.approx((passes - 1) * 16 * teacher_flops, abs=1)
 
 
@@ -155,7 +159,7 @@ def test_a_task_costs_as_many_tokens_as_it_has_bytes_in_every_pass(roots: Path, 
     planned = make_plan(roots, importance=importance)
     assert planned.task_bytes == 5 * len("it are.it is.")
     task_flops = estimate_cost(planned).flops - estimate_cost(make_plan(roots)).flops
-    teacher_flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    teacher_flops = flops_per_token(ARCHITECTURE, AT_8)
     assert task_flops == pytest.approx((1 + removals) * planned.task_bytes * teacher_flops)
 
 
@@ -168,7 +172,7 @@ def test_tasks_that_candidates_are_judged_on_cost_two_passes_of_each_and_one_of_
     planned = make_plan(roots, evaluation=evaluation, **given)
     assert planned.evaluation_bytes == 5 * len("it are.it is.") + len("one two")
     task_flops = estimate_cost(planned).flops - estimate_cost(make_plan(roots, **given)).flops
-    assert task_flops == pytest.approx(3 * planned.evaluation_bytes * flops_per_token(ARCHITECTURE, sequence_length=8))
+    assert task_flops == pytest.approx(3 * planned.evaluation_bytes * flops_per_token(ARCHITECTURE, AT_8))
 
 
 def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_budget(roots: Path) -> None:
@@ -177,7 +181,7 @@ def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_bud
     distillation = BODY.get("distillation", {})
     auto = make_plan(roots, **given, distillation={**distillation, "learning_rate": "auto"})
     tokens = auto.new_search.request.distillation.tokens
-    flops = flops_per_token(ARCHITECTURE, sequence_length=8)
+    flops = flops_per_token(ARCHITECTURE, AT_8)
     head = 2 * ARCHITECTURE.vocab_size * ARCHITECTURE.hidden_size
     more = estimate_cost(auto).flops - estimate_cost(make_plan(roots, **given)).flops
     assert more == pytest.approx(tokens * (3 * flops + head))

@@ -20,6 +20,7 @@ from tests.support.lattices import (
     COSTS,
     brute_force,
     budgets,
+    context_of,
     default_space,
     half,
     is_inside,
@@ -63,12 +64,15 @@ def assert_describes_what_is_reachable(
     above = [number for number in counts if number > budget.largest]
     details: dict[str, Any] = refused.details
     in_band = [a for a in everything if budget.contains(count(a, budget.basis))]
+    context = context_of(budget)
     for name, cost in COSTS.items():
         least = details.get(name.replace("max_", "least_"))
         assert (least is None) == (getattr(budget, name) is None)
         if least is not None:
             described = everything[0].with_axes(**least["axes"])
-            assert least["value"] == min(map(cost, in_band or everything)) == cost(described)
+            assert (
+                least["value"] == min(cost(each, context) for each in in_band or everything) == cost(described, context)
+            )
             assert described in (in_band or everything)
             assert f"{least['value']:,} {name.removeprefix('max_').replace('_', ' ')}" in str(refused)
             assert ("In the band" if in_band else "In the space") in str(refused)

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from heapq import nsmallest
 from itertools import product
 from math import dist
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from search.architecture import Architecture
 from search.budget import Budget
+from search.context import Context
 from search.counting import checkpoint_bytes, count, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.errors import IllegalArchitecture, InvalidRequest
 from search.families import FAMILIES, family_of
@@ -21,14 +21,20 @@ from search.request import Basis, BudgetRequest, SpaceRequest
 from search.space import SearchSpace
 from tests.support.architectures import PUBLISHED, tiny
 
-SEQUENCE_LENGTH = 7
+#: A short sequence without windows.
+SHORT = Context(sequence_length=7)
 
 #: What a ceiling limits, by the request's name of it.
-COSTS: Mapping[str, Callable[[Architecture], int]] = {
+COSTS: Mapping[str, Callable[[Architecture, Context], int]] = {
     "max_kv_cache_bytes_per_token": kv_cache_bytes_per_token,
-    "max_flops_per_token": partial(flops_per_token, sequence_length=SEQUENCE_LENGTH),
-    "max_checkpoint_bytes": checkpoint_bytes,
+    "max_flops_per_token": flops_per_token,
+    "max_checkpoint_bytes": lambda architecture, _: checkpoint_bytes(architecture),
 }
+
+
+def context_of(budget: Budget) -> Context:
+    """What its ceilings are counted at."""
+    return Context(sequence_length=budget.sequence_length or 1, windows=budget.windows)
 
 
 def teacher_named(name: str) -> Architecture:
@@ -67,8 +73,10 @@ def brute_force(space: SearchSpace) -> Iterator[Architecture]:
 
 def is_inside(budget: Budget, architecture: Architecture) -> bool:
     """Whether a budget allows it, said anew."""
+    context = context_of(budget)
     costs_little = all(
-        getattr(budget, name) is None or cost(architecture) <= getattr(budget, name) for name, cost in COSTS.items()
+        getattr(budget, name) is None or cost(architecture, context) <= getattr(budget, name)
+        for name, cost in COSTS.items()
     )
     return costs_little and budget.smallest <= count(architecture, budget.basis) <= budget.largest
 
@@ -94,19 +102,28 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         return SearchSpace.from_request(teacher, SpaceRequest(**lengths))
 
 
+def contexts(layers: int) -> st.SearchStrategy[Context]:
+    """A short sequence, seen whole or by layers with windows shorter and longer than it."""
+    windows = st.lists(st.none() | st.integers(1, 9), min_size=layers, max_size=layers).map(tuple)
+    return st.builds(Context, sequence_length=st.just(SHORT.sequence_length), windows=st.just(()) | windows)
+
+
 @st.composite
 def budgets(draw: st.DrawFn, teacher: Architecture) -> Budget:
     """Bands of both kinds, under ceilings as low as a fiftieth of what the teacher costs; often there are none."""
     basis: Basis = draw(st.sampled_from(["total", "non_embedding"]))
     share = st.one_of(st.none(), st.floats(0.02, 1.0))
-    ceilings = {name: draw(share) for name in COSTS}
+    ceilings, context = {name: draw(share) for name in COSTS}, draw(contexts(teacher.num_hidden_layers))
+    limits: dict[str, Any] = {
+        name: max(1, int(part * COSTS[name](teacher, context))) for name, part in ceilings.items() if part is not None
+    }
     request = BudgetRequest(
         ratio=draw(st.floats(0.05, 1.0)),
         tolerance=draw(st.sampled_from([0.001, 0.05, 0.3])),
         basis=basis,
-        **{name: max(1, int(part * COSTS[name](teacher))) for name, part in ceilings.items() if part is not None},
+        **limits,
     )
-    return Budget.from_request(request, teacher_parameters=count(teacher, basis), sequence_length=SEQUENCE_LENGTH)
+    return Budget.from_request(request, teacher_parameters=count(teacher, basis), context=context)
 
 
 @st.composite
@@ -118,13 +135,16 @@ def feasible_sets(draw: st.DrawFn) -> FeasibleSet:
     some = lattice.architecture(*(draw(st.integers(0, length - 1)) for length in lengths))
     share = st.one_of(st.none(), st.floats(1.0, 2.0))
     ceilings: dict[str, float | None] = {name: draw(share) for name in COSTS}
-    limits: dict[str, Any] = {name: int(part * COSTS[name](some)) for name, part in ceilings.items() if part}
+    context = draw(contexts(space.teacher.num_hidden_layers))
+    limits: dict[str, Any] = {
+        name: max(1, int(part * COSTS[name](some, context))) for name, part in ceilings.items() if part
+    }
     request = BudgetRequest(
         params=int(draw(st.floats(1.0, 1.3)) * parameters(some)),
         tolerance=draw(st.sampled_from([0.3, 0.9])),
         **limits,
     )
-    return space.within(Budget.from_request(request, teacher_parameters=0, sequence_length=SEQUENCE_LENGTH))
+    return space.within(Budget.from_request(request, teacher_parameters=0, context=context))
 
 
 # --- as it was ------------------------------------------------------------------------------------------------------

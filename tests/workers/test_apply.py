@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.checkpoint import Fingerprint
+from search.context import Context
 from search.counting import flops_per_token, kv_cache_bytes_per_token, non_embedding_parameters, parameters
 from search.errors import UnusableTeacher
 from search.planning import feasible_sets
@@ -71,8 +72,8 @@ def spec_of(home: Home, teacher: Teacher, search: SearchRecord, selection: Selec
         selection=selection,
         parameters=parameters(architecture),
         non_embedding_parameters=non_embedding_parameters(architecture),
-        flops_per_token=flops_per_token(architecture, sequence_length=32),
-        kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture),
+        flops_per_token=flops_per_token(architecture, Context(sequence_length=32)),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(architecture, Context(sequence_length=32)),
         measurements=(),
         recipe=Recipe(loss="forward_kl", distillation=request.distillation, data=request.data, data_digest="", seed=0),
         checkpoint_artifact="",

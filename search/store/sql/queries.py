@@ -23,6 +23,7 @@ from search.records import (
     RunRecord,
     RunState,
     SearchRecord,
+    TeacherRecord,
     UnreadableSearch,
 )
 from search.request import SearchRequest
@@ -115,19 +116,19 @@ def _search_record(row: Row[Any], bands: Sequence[Budget], progress: Progress) -
     values = columns | {name: value.value for name, value in misread.items()}
     if all(value.value is not None for value in misread.values()):
         try:
-            return SearchRecord(**known, **values, budgets=_under_ceilings(bands, values["request"]), unreadable=reason)
+            source: TeacherRecord = values["origin"] or values["teacher"]
+            budgets = _under_ceilings(bands, values["request"], source)
+            return SearchRecord(**known, **values, budgets=budgets, unreadable=reason)
         except (ValueError, AssertionError) as error:  # budgets that are not the request's
             reason = f"budgets: {error}"
     stored = {name: _stored(columns[name]) for name in ("request", "teacher")}
     return UnreadableSearch(**known, **stored, unreadable=reason or "")
 
 
-def _under_ceilings(bands: Sequence[Budget], request: SearchRequest) -> tuple[Budget, ...]:
+def _under_ceilings(bands: Sequence[Budget], request: SearchRequest, source: TeacherRecord) -> tuple[Budget, ...]:
     """Raises ValueError where they are not those of the request."""
-    return tuple(
-        band.under_ceilings_of(asked, sequence_length=request.data.sequence_length)
-        for band, asked in zip(bands, request.budgets, strict=True)
-    )
+    context = source.context(request.data.sequence_length)
+    return tuple(band.under_ceilings_of(asked, context) for band, asked in zip(bands, request.budgets, strict=True))
 
 
 def _stored(value: Any) -> Any:

@@ -1,9 +1,16 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 from fastapi.testclient import TestClient
 
+from search.architecture import Architecture
+from search.context import Context
+from search.counting import costs, flops_per_token, kv_cache_bytes_per_token
 from search.records import CandidateRecord
 from search.serialization import from_json, to_json
 from search.spec import Spec
+from tests.support.files import write_model
 from tests.support.service import BODY, DriverHand, check_problem, first_of_all
 
 
@@ -23,6 +30,44 @@ def test_a_spec_names_what_is_kept(client: TestClient, hand: DriverHand) -> None
     assert spec.candidate_id == candidate.id
     assert spec.selection == first_of_all(candidate.architecture)
     assert spec.measurements == candidate.measurements
+
+
+def test_a_windowed_teachers_costs_are_the_same_everywhere_and_a_spec_adds_those_of_the_layers_kept(
+    client: TestClient, hand: DriverHand, own_roots: Path
+) -> None:
+    """Three layers of four are kept of a teacher whose last two see everything: the two and one with a window of 5
+    tokens are what is counted. Of the first three only one sees everything."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]
+    windowed: dict[str, Any] = {
+        "layer_types": kinds,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 0,
+    }
+    write_model(own_roots / "models" / "windowed", model_type="qwen3", **windowed)
+    most = 2 * 4 * 8 * 2 * (2 * 32 + 4) // 32  # keys and values, 4 KV heads of 8, two bytes
+    body = {
+        **BODY,
+        "teacher": {"model": "windowed"},
+        "space": {"num_hidden_layers": [3], "num_key_value_heads": [4]},
+        "budgets": [{"ratio": 0.5, "max_kv_cache_bytes_per_token": most}],
+    }
+    shown = client.post("/v1/searches/preview", json=body).json()["budgets"][0]
+    assert {example["kv_cache_bytes_per_token"] for example in shown["examples"]} == {most}
+    search_id = client.post("/v1/searches", json=body).json()["id"]
+    [candidate] = hand.whole_search({0: [2.0]})
+    [row] = client.get(f"/v1/searches/{search_id}/leaderboard", params={"budget": 0}).json()["items"]
+    spec = client.get(f"/v1/candidates/{candidate.id}/spec").json()
+    [example] = [
+        each for each in shown["examples"] if from_json(Architecture, each["architecture"]) == candidate.architecture
+    ]
+    for name in costs(candidate.architecture, Context(sequence_length=1)):
+        assert row[name] == spec[name] == example[name], name
+    context = Context(sequence_length=32, windows=(5, 5, None))
+    assert spec["kept_kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture, context) < most
+    assert spec["kept_flops_per_token"] == flops_per_token(candidate.architecture, context) < spec["flops_per_token"]
+    assert spec["budget"]["windows"] == [5, 5, None, None]
+    assert from_json(Spec, spec).budget == hand.store.get_search(search_id).budgets[0]
 
 
 def test_a_candidate_that_is_not_completed_has_no_spec(client: TestClient, hand: DriverHand) -> None:

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from search.context import Context
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token
 from tests.support.evaluators import make_preparation
 from tests.support.service import BODY, DriverHand
+
+#: What costs are counted at.
+AT_32 = Context(sequence_length=32)
 
 Json = dict[str, Any]
 SORTS = (
@@ -24,8 +28,10 @@ SORTS = (
     "test_loss_mean",
     "parameters",
     "kv_cache_bytes_per_token",
+    "kv_cache_bytes_per_token_float32",
     "flops_per_token",
     "checkpoint_bytes",
+    "checkpoint_bytes_bfloat16",
     "number",
 )
 
@@ -82,9 +88,10 @@ def test_a_row_says_what_was_measured(client: TestClient, busy: str, hand: Drive
     assert row["tokens"] == candidate.reached == max(m.tokens for m in candidate.measurements)
     assert row["perplexity"] == pytest.approx(8.166, abs=1e-3)
     assert row["loss_stderr"] is row["perplexity_stderr"] is row["agreement"] is row["test_loss_stderr"] is None
-    assert row["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture)
-    assert row["flops_per_token"] == flops_per_token(candidate.architecture, sequence_length=32)
-    assert row["checkpoint_bytes"] == 4 * row["parameters"]
+    assert row["kv_cache_bytes_per_token"] == kv_cache_bytes_per_token(candidate.architecture, AT_32)
+    assert row["flops_per_token"] == flops_per_token(candidate.architecture, AT_32)
+    assert row["kv_cache_bytes_per_token_float32"] == 2 * row["kv_cache_bytes_per_token"]
+    assert row["checkpoint_bytes"] == 4 * row["parameters"] == 2 * row["checkpoint_bytes_bfloat16"]
     assert row["parameters"] == row["measured_parameters"] == candidate.parameters
     assert row["non_embedding_parameters"] == count(candidate.architecture, "non_embedding")
     assert {axis: row[axis] for axis in candidate.architecture.axes} == candidate.architecture.axes
@@ -174,7 +181,7 @@ def test_a_budgets_board_leaves_out_what_its_ceilings_do(client: TestClient, han
     search_id = submit(client, budgets=[{"ratio": 0.5}, {"ratio": 0.5, "max_kv_cache_bytes_per_token": most}])
     hand.whole_search({0: [2.5, 2.4], 1: [2.0, 2.1]})
     candidates = hand.store.candidates(search_id)
-    inside = {each.number for each in candidates if kv_cache_bytes_per_token(each.architecture) <= most}
+    inside = {each.number for each in candidates if kv_cache_bytes_per_token(each.architecture, AT_32) <= most}
     assert 2 <= len(inside) < 4
     assert len(board(client, search_id, budget=0)["items"]) == 4
     limited = board(client, search_id, budget=1)

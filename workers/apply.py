@@ -21,6 +21,7 @@ from torch import Tensor
 from search.architecture import Architecture
 from search.checkpoint import StoredTensor, expected_shapes
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
+from search.families import FAMILIES as LATTICE_FAMILIES
 from search.families import family_of
 from search.selection import Indices, Selection
 from search.serialization import from_json
@@ -152,12 +153,12 @@ def _check_fingerprint(cut: SpecTeacher, config: str, stored: Mapping[str, Store
 def _student(
     tensors: Iterable[tuple[str, Tensor]], architecture: Architecture, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` as they come, narrowed to `dtype`, if in the end they are those of `architecture`."""
-    expected = expected_shapes(architecture)
+    """`tensors` as they come, narrowed to `dtype` and named as in files, if in the end they are `architecture`'s."""
+    expected, family = expected_shapes(architecture), LATTICE_FAMILIES[architecture.family]
     for name, tensor in tensors:
         if expected.pop(name, None) != tuple(tensor.shape):
             raise _contradiction(architecture)
-        yield name, narrow(tensor, dtype)
+        yield family.name_in_file(name), narrow(tensor, dtype)
         del tensor  # before the next one is read
     if expected:
         raise _contradiction(architecture)

@@ -21,6 +21,7 @@ from search.records import CandidateRecord, SearchRecord
 from search.selection import Selection
 from search.serialization import from_json
 from search.sources import resolve_teacher
+from workers.rope import in_both_forms
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -155,6 +156,7 @@ def write_companions(
 ) -> None:
     """What stands beside the weights: the student's config, which names their `dtype`, and the teacher's tokenizer."""
     config = FAMILIES[architecture.family].config(architecture, teacher_config, layers=selection.layers)
+    config = in_both_forms(config)
     config.pop("torch_dtype", None)  # the old name of `dtype`
     config["dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -100,7 +100,13 @@ def test_the_directory_holds_what_a_hugging_face_model_has_and_no_code(checkpoin
 def test_the_config_says_float32_whatever_the_teacher_was_stored_in(tmp_path: Path) -> None:
     teacher, whole = {**CONFIG, "torch_dtype": "bfloat16"}, Selection.identity(ARCHITECTURE)
     write_companions(tmp_path, ARCHITECTURE, whole, teacher=tmp_path, teacher_config=teacher)
-    assert json.loads((tmp_path / "config.json").read_text()) == {**CONFIG, "dtype": "float32"}
+    rope = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "rope_scaling": None}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        **CONFIG,
+        "dtype": "float32",
+        "rope_theta": 10000.0,
+        **rope,
+    }
 
 
 def test_a_directory_that_exists_is_left_alone(

@@ -141,8 +141,7 @@ def read(folder: Path, older: Sequence[str]) -> tuple[str, dict[str, torch.Tenso
         done = subprocess.run(
             [sys.executable, "-c", _READ, str(folder), str(Path(name) / "logits")],
             env={**os.environ, "PYTHONPATH": str(packages), "TRANSFORMERS_VERBOSITY": "error"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             check=True,
         )

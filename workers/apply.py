@@ -115,6 +115,7 @@ def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SH
             teacher_config=source.config,
             # what holds them all: computed values, of head residuals for one, may have stayed wider than the rest
             dtype=str(reduce(torch.promote_types, dtypes)).removeprefix("torch."),
+            tokenizer=cut.tokenizer,
         )
 
 

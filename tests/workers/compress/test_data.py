@@ -17,7 +17,8 @@ from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource
 from search.texts import BlendedText, Texts
 from tests.support.teachers import SEPARATOR, make_documents, make_text, make_tokenizer
-from workers.compress.data import SPLITS, Tokens, load_tokenizer, pack, packing_key, training_order
+from workers.compress.data import SPLITS, Tokens, pack, packing_key, training_order
+from workers.compress.tokenizer import load_tokenizer
 
 DATA = DataRequest(train="any", sequence_length=32, calibration_samples=4, validation_samples=6, test_samples=5)
 REQUEST = SearchRequest(

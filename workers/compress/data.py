@@ -181,6 +181,8 @@ def require_known(largest: int, *, vocab_size: int) -> None:
             expected=f"a tokenizer of at most vocab_size = {vocab_size} tokens",
             got=f"token {largest}",
             where=("teacher", "model"),
+            hint="The text holds a token that the model has no embedding for: it was added to the tokenizer and not to "
+            "the model. Leave it out of the text, or take the tokenizer that the model was trained with.",
         )
 
 

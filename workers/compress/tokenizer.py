@@ -126,7 +126,7 @@ def exported_config(folder: Path, reading: TokenizerReading) -> dict[str, Any] |
 
 def _stored(folder: Path) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(folder / FILE))
+        tokenizer = Tokenizer.from_str((folder / FILE).read_text(encoding="utf-8-sig"))
     except Exception as error:  # as above
         raise _unreadable(error) from error
     tokenizer.no_padding()
@@ -182,7 +182,7 @@ def _content(token: Any) -> str | None:
 def _json(file: Path) -> dict[str, Any]:
     """The object in a file; an empty one where there is no such file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
     except ValueError as error:
         raise _unreadable(error) from error
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from search.architecture import Architecture
 
@@ -62,7 +62,7 @@ class Family(ABC):
     #: The stock class's: the first part of the name of every parameter but the LM head's. A file may leave it out.
     base_model_prefix: str = "model"
     #: Parameters that files call otherwise -> how. Both names are read; this one is written.
-    names_in_files: Mapping[str, str] = {}
+    names_in_files: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:

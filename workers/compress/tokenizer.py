@@ -190,7 +190,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _first_difference(
     text: str, one: PreTrainedTokenizerBase, ids: list[int], stored: PreTrainedTokenizerBase, wanted: list[int]
-) -> tuple[str, list[str], list[str]]:
+) -> tuple[str, object, object]:
     """The piece of text where two readings part, and the tokens of the file's and of the other."""
     same = (pair[0] == pair[1] for pair in zip(ids, wanted, strict=False))
     agree = next((place for place, equal in enumerate(same) if not equal), min(len(ids), len(wanted)))

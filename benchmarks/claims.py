@@ -34,7 +34,7 @@ from search.families import FAMILIES
 from search.selection import Selection
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
-from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.data import Tokens, pack
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.head import head_of
@@ -45,6 +45,7 @@ from workers.compress.slicing import select
 from workers.compress.states import StateReader
 from workers.compress.targets import KeptTargets, keep
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 from workers.compress.workbench import build_student
 
 #: Half of the parameters by all axes; two of five layers; half by widths alone.

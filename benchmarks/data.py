@@ -24,7 +24,8 @@ from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource, resolve_text
 from search.texts import BlendedText, Texts
 from workers.compress.corpus import read_documents
-from workers.compress.data import load_tokenizer, pack
+from workers.compress.data import pack
+from workers.compress.tokenizer import load_tokenizer
 
 #: A request that takes 2.5 of the corpora's 8 million tokens, whatever there is.
 REQUEST = SearchRequest(

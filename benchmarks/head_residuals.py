@@ -29,13 +29,14 @@ from search.distillation import DistillationRequest
 from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
-from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.data import Tokens, pack
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import score
 from workers.compress.slicing import select
 from workers.compress.targets import LiveTargets
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 from workers.compress.workbench import build_student, windows_per_batch
 from workers.demo import TeacherSettings, make_teacher
 

@@ -29,13 +29,14 @@ from search.errors import CandidateFailed
 from search.request import SearchRequest
 from search.sources import resolve_teacher
 from search.texts import resolve_texts
-from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.data import Tokens, pack
 from workers.compress.distill import Training
 from workers.compress.evaluate import held_out_loss
 from workers.compress.importance import Importance, score
 from workers.compress.slicing import select
 from workers.compress.targets import KeptTargets, LiveTargets, Targets
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 from workers.compress.workbench import build_student, windows_per_batch
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from search.architecture import Architecture
 from search.errors import UnusableTeacher
@@ -22,6 +22,8 @@ from search.serialization import canonical_json
 
 #: How a weight may be stored -> bytes a value. Anything else is quantised, or no weight.
 WEIGHT_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+_Stored = TypeVar("_Stored")
 
 _LENGTH_BYTES = 8
 #: As safetensors itself has it.
@@ -94,18 +96,44 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_parameters(tensors: Mapping[str, StoredTensor], architecture: Architecture) -> None:
-    """See that `tensors` hold every parameter of `architecture`, as it must be.
+def by_parameter(stored: Mapping[str, _Stored], architecture: Architecture) -> dict[str, _Stored]:
+    """What a checkpoint holds, by the names that the stock class gives its parameters once they are read.
+
+    Files have names of their own (GPT-NeoX's ``embed_out.weight``), and may lack a prefix: see `Family.parameter`.
 
     Raises:
-        UnusableTeacher: one is missing, misshapen or quantised.
+        UnusableTeacher: two names are read as one parameter.
     """
-    expected = expected_shapes(architecture)
-    missing = sorted(expected.keys() - tensors.keys())
+    family, parameters = FAMILIES[architecture.family], expected_shapes(architecture).keys()
+    found: dict[str, _Stored] = {}
+    names: dict[str, str] = {}
+    for name, what in stored.items():
+        parameter = family.parameter(name, parameters)
+        if parameter in found:
+            raise foreign_weights(f"one tensor for {parameter}", f"two, {names[parameter]} and {name}")
+        found[parameter], names[parameter] = what, name
+    return found
+
+
+def by_name_in_file(parameters: Mapping[str, _Stored], architecture: Architecture) -> dict[str, _Stored]:
+    """The other way: what is written to a file, by the names that `save_pretrained` writes."""
+    family = FAMILIES[architecture.family]
+    return {family.name_in_file(name): what for name, what in parameters.items()}
+
+
+def check_parameters(tensors: Mapping[str, StoredTensor], architecture: Architecture) -> None:
+    """See that `tensors`, by their names in files, hold every parameter of `architecture`, as it must be.
+
+    Raises:
+        UnusableTeacher: one is missing, there twice, misshapen or quantised.
+    """
+    expected, found = expected_shapes(architecture), by_parameter(tensors, architecture)
+    missing = sorted(expected.keys() - found.keys())
     if missing:
-        raise foreign_weights(f"a tensor {missing[0]}", f"none ({len(missing)} missing in all)")
+        wanted = FAMILIES[architecture.family].name_in_file(missing[0])
+        raise foreign_weights(f"a tensor {wanted}", f"none ({len(missing)} missing in all)")
     for name, shape in expected.items():
-        stored = tensors[name]
+        stored = found[name]
         if stored.dtype not in WEIGHT_BYTES:
             raise quantised(f"{name} in {stored.dtype}")
         if stored.shape != shape:

@@ -33,6 +33,7 @@ Aggregate = Literal["mean", "l2", "variance"]
 WidthScore = Literal["activation", "contribution", "taylor", "weight_magnitude", "random"]
 LayerScore = Literal["block_influence", "loss_increase", "logit_change", "task_accuracy"]
 TeacherDtype = Literal["auto", "float32"]
+TokenizerReading = Literal["auto", "file"]
 
 
 def _require_plain_text(value: object, where: tuple[str | int, ...] = ()) -> None:
@@ -60,6 +61,10 @@ class TeacherRequest:
     its activations are taken in float32 either way, and students start from the same weights, in float32."""
     ignore_attributes: tuple[str, ...] = ()
     """Config attributes that the family does not understand and the user vouches are harmless; recorded in the spec."""
+    tokenizer: TokenizerReading = "auto"
+    """How the tokenizer beside it is read. `auto`: as `AutoTokenizer` reads it, refused where that gives the text other
+    tokens than `tokenizer.json` does; `tokenizer.json` alone, without a `tokenizer_config.json`, is read as it is.
+    `file`: as `tokenizer.json` says, whatever the model's type."""
 
     def __post_init__(self) -> None:
         _require(bool(self.model), expected="a path below a model root", got=self.model, where="model")

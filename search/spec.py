@@ -15,7 +15,7 @@ from search.errors import NotReady
 from search.families import FAMILIES
 from search.ports import ArtifactStore
 from search.records import CandidateRecord, Measurement, Preparation, RunState, SearchRecord, TeacherRecord
-from search.request import TeacherDtype, TeacherRequest
+from search.request import TeacherDtype, TeacherRequest, TokenizerReading
 from search.selection import Selection
 from search.serialization import from_artifact
 
@@ -41,6 +41,8 @@ class SpecTeacher:
     """Its own held-out losses, nats a token, and its metrics on tasks and latency where they were asked for."""
     ignored_attributes: tuple[str, ...]
     """Config attributes that the user vouched for."""
+    tokenizer: TokenizerReading = "auto"
+    """How the tokenizer beside it was read: `teacher.tokenizer` of the request."""
     dtype: TeacherDtype | None = None
     """What it was asked to compute in; null in specs of before this was said."""
     correction: Correction | None = None
@@ -208,5 +210,6 @@ def _model(
         parameters=record.parameters,
         metrics={},
         ignored_attributes=request.ignore_attributes,
+        tokenizer=request.tokenizer,
         dtype=request.dtype,
     )

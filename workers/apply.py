@@ -21,6 +21,7 @@ from torch import Tensor
 from search.architecture import Architecture
 from search.checkpoint import StoredTensor, expected_shapes
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
+from search.families import FAMILIES as LATTICE_FAMILIES
 from search.families import family_of
 from search.selection import Indices, Selection
 from search.serialization import from_json
@@ -114,6 +115,7 @@ def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SH
             teacher_config=source.config,
             # what holds them all: computed values, of head residuals for one, may have stayed wider than the rest
             dtype=str(reduce(torch.promote_types, dtypes)).removeprefix("torch."),
+            tokenizer=cut.tokenizer,
         )
 
 
@@ -152,12 +154,12 @@ def _check_fingerprint(cut: SpecTeacher, config: str, stored: Mapping[str, Store
 def _student(
     tensors: Iterable[tuple[str, Tensor]], architecture: Architecture, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` as they come, narrowed to `dtype`, if in the end they are those of `architecture`."""
-    expected = expected_shapes(architecture)
+    """`tensors` as they come, narrowed to `dtype` and named as in files, if in the end they are `architecture`'s."""
+    expected, family = expected_shapes(architecture), LATTICE_FAMILIES[architecture.family]
     for name, tensor in tensors:
         if expected.pop(name, None) != tuple(tensor.shape):
             raise _contradiction(architecture)
-        yield name, narrow(tensor, dtype)
+        yield family.name_in_file(name), narrow(tensor, dtype)
         del tensor  # before the next one is read
     if expected:
         raise _contradiction(architecture)

@@ -18,9 +18,14 @@ from search.errors import InvalidInput, NotReady
 from search.families import FAMILIES
 from search.ports import ArtifactStore
 from search.records import CandidateRecord, SearchRecord
+from search.request import TokenizerReading
 from search.selection import Selection
 from search.serialization import from_artifact
 from search.sources import resolve_teacher
+from workers.compress.tokenizer import CONFIG as TOKENIZER_CONFIG
+from workers.compress.tokenizer import FILE as TOKENIZER
+from workers.compress.tokenizer import exported_config
+from workers.rope import in_both_forms
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -68,7 +73,12 @@ def build_checkpoint(
     with new_directory(out) as folder:
         shutil.copyfile(artifacts.local_path(candidate.result.checkpoint_artifact), folder / WEIGHTS)
         write_companions(
-            folder, candidate.architecture, selection, teacher=source.path, teacher_config=search.source.config
+            folder,
+            candidate.architecture,
+            selection,
+            teacher=source.path,
+            teacher_config=search.source.config,
+            tokenizer=(search.request.start_from or search.request.teacher).tokenizer,
         )
 
 
@@ -152,15 +162,21 @@ def write_companions(
     teacher: Path,
     teacher_config: Mapping[str, Any],
     dtype: str = "float32",
+    tokenizer: TokenizerReading = "auto",
 ) -> None:
-    """What stands beside the weights: the student's config, which names their `dtype`, and the teacher's tokenizer."""
+    """What stands beside the weights: the student's config, which names their `dtype`, and the teacher's tokenizer,
+    such that ``AutoTokenizer`` reads it as it was read here.
+    """
     config = FAMILIES[architecture.family].config(architecture, teacher_config, layers=selection.layers)
+    config = in_both_forms(config)
     config.pop("torch_dtype", None)  # the old name of `dtype`
     config["dtype"] = dtype
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COPIED_FILES:
         if (teacher / name).is_file():
             shutil.copyfile(teacher / name, folder / name)
+    if (teacher / TOKENIZER).is_file() and (written := exported_config(teacher, tokenizer)) is not None:
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

@@ -330,7 +330,10 @@ def _whole(path: Path) -> Path:
 def model_request(path: Path, model: SpecTeacher) -> TeacherRequest:
     """The request that the search named a model by, with its whole path, which lies below one of the roots."""
     return TeacherRequest(
-        model=str(_whole(path)), ignore_attributes=model.ignored_attributes, dtype=model.dtype or "auto"
+        model=str(_whole(path)),
+        ignore_attributes=model.ignored_attributes,
+        dtype=model.dtype or "auto",
+        tokenizer=model.tokenizer,
     )
 
 

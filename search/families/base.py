@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from search.architecture import Architecture
 
@@ -59,6 +59,10 @@ class Family(ABC):
     axes: tuple[AxisDescription, ...]
     #: Whether hidden_size is head_dim times the number of heads, query and KV alike: three axes that move as one.
     hidden_is_heads: bool = False
+    #: The stock class's: the first part of the name of every parameter but the LM head's. A file may leave it out.
+    base_model_prefix: str = "model"
+    #: Parameters that files call otherwise -> how. Both names are read; this one is written.
+    names_in_files: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:
@@ -91,6 +95,21 @@ class Family(ABC):
         Raises nothing: configs of stored searches are read without today's checks.
         """
         return ()
+
+    def name_in_file(self, parameter: str) -> str:
+        """What the stock class's ``save_pretrained`` calls a parameter, and readers of any version look for."""
+        return self.names_in_files.get(parameter, parameter)
+
+    def parameter(self, name: str, parameters: Collection[str]) -> str:
+        """Which of `parameters` the stock class's ``from_pretrained`` takes a file's `name` for.
+
+        Files written by the class without a head lack `base_model_prefix` (the oldest GPT-2s, say). What is none of
+        `parameters` keeps its name.
+        """
+        renamed = {stored: parameter for parameter, stored in self.names_in_files.items()}.get(name, name)
+        prefix = f"{self.base_model_prefix}."
+        readings = (renamed, renamed.removeprefix(prefix), prefix + renamed)
+        return next((reading for reading in readings if reading in parameters), renamed)
 
     def illegal(self, architecture: Architecture) -> str | None:
         """Why the stock transformers class cannot be built with these sizes; None where it can."""

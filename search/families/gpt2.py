@@ -27,6 +27,7 @@ class GPT2Family(CoupledDecoder):
     model_type = "gpt2"
     config_class = "GPT2Config"
     model_class = "GPT2LMHeadModel"
+    base_model_prefix = "transformer"
     rotary = False
     understood = frozenset(
         {

@@ -20,6 +20,8 @@ class GPTNeoXFamily(CoupledDecoder):
     model_type = "gpt_neox"
     config_class = "GPTNeoXConfig"
     model_class = "GPTNeoXForCausalLM"
+    base_model_prefix = "gpt_neox"
+    names_in_files: ClassVar[Mapping[str, str]] = {"lm_head.weight": "embed_out.weight"}
     understood = COMMON | {
         "attention_bias",
         "classifier_dropout",

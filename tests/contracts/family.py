@@ -1,6 +1,5 @@
 """What every model family keeps to: both halves, the one that counts and the one that cuts, against the stock model."""
 
-import json
 import shutil
 from abc import ABC
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -21,10 +20,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from search.architecture import AXES, Architecture
 from search.budget import Budget
-from search.checkpoint import expected_shapes
+from search.checkpoint import by_name_in_file, expected_shapes
 from search.context import Context
 from search.counting import Dtype, flops, kv_cache_bytes, parameters
-from search.errors import IllegalArchitecture, InvalidInput, UnknownAttribute
+from search.errors import IllegalArchitecture, InvalidInput, UnknownAttribute, UnusableTeacher
 from search.families import FAMILIES
 from search.families.base import Family
 from search.request import BudgetRequest, SpaceRequest
@@ -51,7 +50,7 @@ from workers.compress.slicing import select, slice_tensors
 from workers.compress.states import StateReader
 from workers.compress.teacher import Teacher, load_teacher
 from workers.compress.workbench import build_student
-from workers.export import WEIGHTS, write_companions
+from workers.export import WEIGHTS, write_companions, write_weights
 from workers.families import FAMILIES as TORCH_FAMILIES
 from workers.families.dimensions import Axis, Each, entries
 
@@ -390,7 +389,9 @@ class FamilyContract(ABC):
         assert all(bool(scores.isfinite().all()) for scores in importance.tensors.values())
         assert all(float(scores.std()) > 0 for scores in importance.tensors.values() if scores.shape[-1] > 1)
 
-    def test_an_export_is_a_plain_transformers_model_and_generates(
+    # --- files ------------------------------------------------------------------------------------------------------
+
+    def test_what_save_pretrained_wrote_ends_as_what_from_pretrained_reads(
         self, teacher_config: dict[str, Any], tmp_path: Path, tokenizer: Path
     ) -> None:
         teacher = self.stored(teacher_config, tmp_path, tokenizer)
@@ -399,11 +400,15 @@ class FamilyContract(ABC):
         student = build_student(teacher, smaller, selection)
         out = tmp_path / "student"
         out.mkdir()
-        save_file(cut(teacher, selection), out / WEIGHTS, metadata={"format": "pt"})
+        write_weights(out, by_name_in_file(cut(teacher, selection), smaller).items())
         write_companions(out, smaller, selection, teacher=teacher.path, teacher_config=teacher.config)
         attention = student.config._attn_implementation
-        plain: Any = AutoModelForCausalLM.from_pretrained(out, attn_implementation=attention)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(out, attn_implementation=attention, output_loading_info=True)
+        plain, report = loaded
+        assert not any(report.values()), report
         assert torch.equal(logits_of(plain, TOKENS), logits_of(student, TOKENS))
+        plain.save_pretrained(tmp_path / "again")
+        assert load_file(tmp_path / "again" / WEIGHTS).keys() == load_file(out / WEIGHTS).keys()
         assert AutoTokenizer.from_pretrained(out)("the fox").input_ids
         generated = plain.generate(
             TOKENS,
@@ -417,14 +422,46 @@ class FamilyContract(ABC):
         rerun = logits_of(plain, generated.sequences)[:, TOKENS.shape[1] - 1 : -1]
         close(torch.stack(generated.logits, dim=1), rerun, 1e-3)
 
+    def test_a_file_of_the_class_without_a_head_is_read_where_the_head_is_tied(
+        self, teacher_config: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Stock `from_pretrained` puts the missing prefix before the names, and draws a missing head at random."""
+        teacher = random_teacher(teacher_config, dtype=torch.float32)
+        write_stock(teacher.model.base_model, tmp_path / "teacher")
+        source = resolve_teacher("teacher", [tmp_path])
+        assert not any(name in teacher.tensors for name in source.tensors)
+        if teacher.architecture.tie_word_embeddings:
+            tensors = load_teacher(source).tensors
+            assert tensors.keys() == teacher.tensors.keys()
+            assert all(torch.equal(tensor, teacher.tensors[name]) for name, tensor in tensors.items())
+        else:
+            head = FAMILIES[teacher.architecture.family].name_in_file("lm_head.weight")
+            with pytest.raises(UnusableTeacher, match=head):
+                load_teacher(source)
+
+    def test_a_head_by_the_name_that_it_has_in_memory_is_read_too(
+        self, teacher_config: dict[str, Any], tmp_path: Path
+    ) -> None:
+        teacher = random_teacher(teacher_config, dtype=torch.float32)
+        path = tmp_path / "teacher"
+        write_stock(teacher.model, path)
+        save_file(dict(teacher.tensors), path / WEIGHTS, metadata={"format": "pt"})
+        tensors = load_teacher(resolve_teacher("teacher", [tmp_path])).tensors
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in teacher.tensors.items())
+
     def stored(self, config: dict[str, Any], folder: Path, tokenizer: Path) -> Teacher:
-        """A teacher of `config` in a directory of its own, loaded from there."""
+        """A teacher of `config` in a directory of its own, written by the stock class and loaded from there."""
         path = folder / "teacher"
         shutil.copytree(tokenizer, path)
-        tensors = random_teacher(config, dtype=torch.float32).tensors
-        save_file(dict(tensors), path / WEIGHTS, metadata={"format": "pt"})
-        (path / "config.json").write_text(json.dumps(config))
+        write_stock(random_teacher(config, dtype=torch.float32).model, path)
         return load_teacher(resolve_teacher("teacher", [folder]))
+
+
+def write_stock(model: Any, path: Path) -> None:
+    """What the stock class writes, and an empty tokenizer where there is none yet."""
+    model.save_pretrained(path)
+    if not (path / "tokenizer.json").exists():
+        (path / "tokenizer.json").write_text("{}")
 
 
 def stock_config(config: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from search.checkpoint import Fingerprint, StoredTensor, check_parameters, read_headers
+from search.checkpoint import Fingerprint, StoredTensor, by_parameter, check_parameters, read_headers
 from search.errors import UnusableTeacher
 from search.serialization import from_json, to_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_safetensors
@@ -138,6 +138,20 @@ def test_a_quantised_weight_is_named_with_its_dtype(dtype: str, tmp_path: Path) 
     tensors = stored(tmp_path / "x.safetensors", model_norm_weight=(dtype, (64,)))
     with pytest.raises(UnusableTeacher, match=rf"full precision .*, got '{NORM} in {dtype}'.*quantised"):
         check_parameters(tensors, ARCHITECTURE)
+
+
+def test_names_in_files_are_read_as_from_pretrained_reads_them(tmp_path: Path) -> None:
+    tensors = stored(tmp_path / "x.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    assert bare.keys() != tensors.keys()
+    assert by_parameter(bare, ARCHITECTURE) == tensors == by_parameter(tensors, ARCHITECTURE)
+    check_parameters(bare, ARCHITECTURE)
+
+
+def test_a_parameter_by_two_names_is_refused(tmp_path: Path) -> None:
+    tensors = stored(tmp_path / "x.safetensors")
+    with pytest.raises(UnusableTeacher, match=rf"one tensor for {NORM}, got 'two, {NORM} and norm\.weight'"):
+        check_parameters(tensors | {"norm.weight": tensors[NORM]}, ARCHITECTURE)
 
 
 def test_a_fingerprint_comes_back_from_its_document() -> None:

@@ -5,18 +5,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from search.checkpoint import read_headers
+from search.correction import CorrectionRequest
 from search.counting import checkpoint_bytes
 from search.errors import InvalidInput, NotReady
+from search.finishing import FinishRequest
 from search.records import CandidateRecord, RunState, SearchRecord
 from search.selection import Selection
+from search.spec import build_spec
+from tests.contracts.family import write_stock
+from tests.support.families import random_teacher
 from tests.support.files import ARCHITECTURE, CONFIG
-from tests.support.homes import Home
+from tests.support.homes import REQUEST, Home
+from workers.apply import apply
 from workers.compress.data import Tokens
 from workers.export import build_checkpoint, new_directory, write_companions
+from workers.finish import Run
 
 
 def finished(home: Home) -> tuple[SearchRecord, CandidateRecord]:
@@ -100,7 +108,13 @@ def test_the_directory_holds_what_a_hugging_face_model_has_and_no_code(checkpoin
 def test_the_config_says_float32_whatever_the_teacher_was_stored_in(tmp_path: Path) -> None:
     teacher, whole = {**CONFIG, "torch_dtype": "bfloat16"}, Selection.identity(ARCHITECTURE)
     write_companions(tmp_path, ARCHITECTURE, whole, teacher=tmp_path, teacher_config=teacher)
-    assert json.loads((tmp_path / "config.json").read_text()) == {**CONFIG, "dtype": "float32"}
+    rope = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "rope_scaling": None}
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        **CONFIG,
+        "dtype": "float32",
+        "rope_theta": 10000.0,
+        **rope,
+    }
 
 
 def test_a_directory_that_exists_is_left_alone(
@@ -142,3 +156,37 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_directory_needs_a_parent(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="existing directory"), new_directory(tmp_path / "no" / "where"):
         raise AssertionError
+
+
+def test_a_gpt_neox_keeps_its_files_names_through_search_export_apply_and_finish(tmp_path: Path) -> None:
+    """Its head is ``embed_out.weight`` in files and ``lm_head.weight`` in memory."""
+    home = Home(tmp_path)
+    folder = home.models / "tiny"
+    sizes = {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = {"model_type": "gpt_neox", "vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, **sizes}
+    write_stock(random_teacher(config, dtype=torch.float32).model, folder)
+    correction = CorrectionRequest(tokens=REQUEST.distillation.tokens, learning_rate=1e-4)
+    search = home.prepared(replace(REQUEST, teacher_correction=correction))
+    candidate = home.distilled(search)
+    spec = build_spec(search, candidate, home.artifacts)
+    build_checkpoint(search, candidate, model_roots=[home.models], artifacts=home.artifacts, out=tmp_path / "searched")
+    apply(spec, teacher=folder, out=tmp_path / "applied")
+    corrected = search.preparation and search.preparation.correction
+    assert corrected
+    Run(
+        spec=spec,
+        recipe=FinishRequest(tokens=REQUEST.distillation.tokens, rungs=1, start="distilled"),
+        teacher=folder,
+        data_roots=[home.data],
+        out=tmp_path / "finished",
+        checkpoint=tmp_path / "searched",
+        corrected=home.artifacts.local_path(corrected.artifact),
+        tell=lambda line: None,
+    ).finish()
+    for out in ("searched", "applied", "finished"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / out, output_loading_info=True)
+        assert not any(loaded[1].values()), out
+        stored = load_file(tmp_path / out / "model.safetensors")
+        assert torch.equal(stored["embed_out.weight"], loaded[0].lm_head.weight)
+    assert "embed_out.weight" in load_file(home.artifacts.local_path(corrected.artifact))

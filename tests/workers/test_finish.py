@@ -73,10 +73,12 @@ def spec_in(out: Path) -> Spec:
 
 
 def test_the_spec_names_its_models_as_the_request_did_in_all_that_they_are_read_by(spec: Spec, tmp_path: Path) -> None:
-    others: dict[str, Any] = {"ignore_attributes": ("extra",), "dtype": "float32"}
+    others: dict[str, Any] = {"ignore_attributes": ("extra",), "dtype": "float32", "tokenizer": "file"}
     asked = TeacherRequest(model="tiny", **others)
     assert {field.name for field in fields(TeacherRequest)} == {"model", *others}, "the spec does not carry the rest"
-    named = replace(spec.teacher, ignored_attributes=asked.ignore_attributes, dtype=asked.dtype)
+    named = replace(
+        spec.teacher, ignored_attributes=asked.ignore_attributes, dtype=asked.dtype, tokenizer=asked.tokenizer
+    )
     assert model_request(tmp_path / "tiny", named) == replace(asked, model=str((tmp_path / "tiny").resolve()))
 
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from search.architecture import Architecture
-from search.checkpoint import Fingerprint, StoredTensor, check_parameters, expected_shapes, foreign_weights
+from search.checkpoint import (
+    Fingerprint,
+    StoredTensor,
+    by_parameter,
+    check_parameters,
+    expected_shapes,
+    foreign_weights,
+)
 from search.errors import UnusableTeacher
 from search.sources import TeacherSource
 from workers.families import TorchFamily
@@ -75,18 +82,19 @@ class VerifiedTensors(Mapping[str, Tensor]):
 
 
 def parameters_of(source: TeacherSource, architecture: Architecture, family: TorchFamily) -> dict[str, StoredTensor]:
-    """The parameters among the tensors of a checkpoint, checked against the family's list of names and shapes.
+    """The parameters among the tensors of a checkpoint, by their names in the stock class, checked against the
+    family's list of names and shapes.
 
     Raises:
         UnusableTeacher: one is missing, unexpected, misshapen or quantised.
     """
     try:
         check_parameters(source.tensors, architecture)
-        names = expected_shapes(architecture)
-        _refuse_surplus(source.tensors, names, architecture, family)
+        names, tensors = expected_shapes(architecture), by_parameter(source.tensors, architecture)
+        _refuse_surplus(tensors, names, architecture, family)
     except UnusableTeacher as error:
         raise error.at(*_WHERE) from None
-    return {name: source.tensors[name] for name in names}
+    return {name: tensors[name] for name in names}
 
 
 def config_digest(source: TeacherSource) -> str:

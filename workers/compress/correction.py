@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from search.checkpoint import by_name_in_file, by_parameter
 from search.distillation import DistillationRequest
 from search.errors import CandidateFailed, InvalidRequest
 from search.ports import ArtifactStore
@@ -69,7 +70,9 @@ def corrected_weights(
     found = artifacts.recall(key)
     if found is None:
         try:
-            found = store_tensors(_train(teacher, windows, wanted, seed=seed), artifacts)
+            found = store_tensors(
+                by_name_in_file(_train(teacher, windows, wanted, seed=seed), teacher.architecture), artifacts
+            )
         except (CandidateFailed, torch.OutOfMemoryError) as error:
             raise InvalidRequest(
                 expected="a teacher that can be fine-tuned with these settings",
@@ -83,7 +86,8 @@ def corrected_weights(
 
 def corrected(teacher: Teacher, path: Path) -> Teacher:
     """The same teacher with the weights of a file that `corrected_weights` stored."""
-    own = {name: tensor.to(teacher.model.device, teacher.dtype) for name, tensor in load_file(path).items()}
+    stored = by_parameter(load_file(path), teacher.architecture)
+    own = {name: tensor.to(teacher.model.device, teacher.dtype) for name, tensor in stored.items()}
     model = build_model(teacher.config, own, dtype=teacher.dtype).requires_grad_(False)
     return replace(teacher, tensors=own, model=model)
 

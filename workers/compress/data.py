@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from search.errors import InsufficientText, UnusableTeacher
 from search.request import SearchRequest
@@ -77,25 +77,6 @@ def _digest(splits: Mapping[str, Tensor]) -> str:
         total.update(f"{split} {tuple(windows.shape)}\n".encode())
         total.update(np.ascontiguousarray(windows.numpy(), dtype="<i4").data)
     return total.hexdigest()
-
-
-def load_tokenizer(teacher: Path) -> PreTrainedTokenizerBase:
-    """The teacher's own tokenizer.
-
-    Raises:
-        UnusableTeacher: the directory has none that loads without running its own code.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            teacher, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableTeacher(
-            expected="a tokenizer beside the weights (tokenizer.json, tokenizer_config.json)",
-            got=str(error).splitlines()[0][:200],
-            where=("teacher", "model"),
-        ) from error
-    return tokenizer
 
 
 def pack(
@@ -200,6 +181,8 @@ def require_known(largest: int, *, vocab_size: int) -> None:
             expected=f"a tokenizer of at most vocab_size = {vocab_size} tokens",
             got=f"token {largest}",
             where=("teacher", "model"),
+            hint="The text holds a token that the model has no embedding for: it was added to the tokenizer and not to "
+            "the model. Leave it out of the text, or take the tokenizer that the model was trained with.",
         )
 
 

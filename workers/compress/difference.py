@@ -21,13 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from search.data import SelectionRequest
 from search.errors import InvalidInput, InvalidRequest
+from search.request import TokenizerReading
 from search.sources import resolve_teacher
 from workers.compress.aggregates import upcast
 from workers.compress.checkpoint import fingerprint, parameters_of
-from workers.compress.data import load_tokenizer
 from workers.compress.head import head_of
 from workers.compress.states import hidden_states
 from workers.compress.teacher import check_finite, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 
 #: Part of the key under which selected windows are found again: to be raised when others are selected.
 SELECTION_VERSION = 1
@@ -51,6 +52,7 @@ def load_reference(
     tokenizer: PreTrainedTokenizerBase,
     *,
     device: str,
+    reading: TokenizerReading = "auto",
 ) -> Reference | None:
     """The small model that windows are selected by, found and read as a teacher is; None where none is.
 
@@ -59,6 +61,7 @@ def load_reference(
         model_roots: where models are.
         tokenizer: the teacher's, whose vocabulary the reference has to share.
         device: where it goes.
+        reading: how its tokenizer is read: as the teacher's is.
 
     Raises:
         InvalidRequest: it cannot be read, is of no known family, or has another vocabulary.
@@ -66,15 +69,22 @@ def load_reference(
     if settings is None:
         return None
     try:
-        return _load(settings.reference, model_roots, tokenizer, device=device)
+        return _load(settings.reference, model_roots, tokenizer, device=device, reading=reading)
     except InvalidInput as error:
         where = ("data", "selection", "reference")
         raise InvalidRequest(expected=error.expected, got=error.got, where=where, hint=error.hint) from error
 
 
-def _load(name: str, model_roots: Sequence[Path], tokenizer: PreTrainedTokenizerBase, *, device: str) -> Reference:
+def _load(
+    name: str,
+    model_roots: Sequence[Path],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: str,
+    reading: TokenizerReading,
+) -> Reference:
     source = resolve_teacher(name, model_roots)
-    if load_tokenizer(source.path).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(source.path, reading).get_vocab() != tokenizer.get_vocab():
         raise InvalidRequest(expected="a reference model with the teacher's vocabulary", got=name)
     read = load_teacher(source, device=device)
     check_finite(read)

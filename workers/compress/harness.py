@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from search.errors import InvalidInput, InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.harness import digest, load_harness_tasks, metric_name, reset
-from workers.compress.data import load_tokenizer
+from search.request import TokenizerReading
 from workers.compress.modes import evaluating
+from workers.compress.tokenizer import load_tokenizer
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,8 @@ class Harness:
     tokenizer: Path
     #: Sequences that go through a model at a time.
     batch_size: int
+    #: How the tokenizer is read.
+    reading: TokenizerReading = "auto"
 
     @classmethod
     def load(
@@ -49,6 +52,7 @@ class Harness:
         *,
         tokenizer: Path,
         batch_size: int,
+        reading: TokenizerReading = "auto",
         allow_hub: bool = False,
     ) -> "Harness":
         """The tasks of a request. Raises as `load_harness_tasks` does, with the place in the request."""
@@ -56,7 +60,13 @@ class Harness:
             tasks = load_harness_tasks(evaluation, data_roots, allow_hub=allow_hub)
         except InvalidInput as error:
             raise error.at("evaluation") from None
-        return cls(tasks=tasks, limit=evaluation.harness_limit, tokenizer=tokenizer, batch_size=batch_size)
+        return cls(
+            tasks=tasks,
+            limit=evaluation.harness_limit,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            reading=reading,
+        )
 
     @property
     def digest(self) -> str | None:
@@ -97,7 +107,7 @@ class Harness:
 
         runner = HFLM(
             pretrained=model,
-            tokenizer=load_tokenizer(self.tokenizer),
+            tokenizer=load_tokenizer(self.tokenizer, self.reading),
             backend="causal",
             batch_size=self.batch_size,
             softmax_dtype=torch.float32,

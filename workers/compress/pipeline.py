@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from search.checkpoint import by_name_in_file, by_parameter
 from search.errors import CandidateFailed, NotFound
 from search.ports import EvaluationTask
 from search.records import Measurement, PartialRun, RunResult
@@ -109,7 +110,9 @@ def _evaluate(bench: Workbench, task: EvaluationTask) -> Iterator[Measured | Run
 
     with clock("store"):
         selection_artifact = bench.artifacts.put_bytes(canonical_json(selection).encode())
-        checkpoint_artifact = store_tensors(dict(student.named_parameters()), bench.artifacts)
+        checkpoint_artifact = store_tensors(
+            by_name_in_file(dict(student.named_parameters()), task.architecture), bench.artifacts
+        )
     yield RunResult(
         measured_parameters=count_parameters(student),
         selection_artifact=selection_artifact,
@@ -132,7 +135,7 @@ def _student(bench: Workbench, task: EvaluationTask, selection: Selection) -> Pr
     continues = task.search.continues
     if continues is None or continues.checkpoint_artifact is None:
         return build_student(bench.source, task.architecture, selection)
-    stored = load_file(bench.artifacts.local_path(continues.checkpoint_artifact))
+    stored = by_parameter(load_file(bench.artifacts.local_path(continues.checkpoint_artifact)), task.architecture)
     own = {name: tensor.to(bench.device, COMPUTE_DTYPE, copy=True) for name, tensor in stored.items()}
     return build_model(student_config(bench.source, task.architecture, selection), own)
 

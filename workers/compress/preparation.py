@@ -1,16 +1,18 @@
 """What a search does once: read the teacher, pack the text, judge the teacher, score its parts, find learning rates."""
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import structlog
 from transformers import PreTrainedTokenizerBase
 
 from search.correction import Correction, CorrectionRequest
-from search.errors import InvalidRequest
+from search.errors import InvalidInput, InvalidRequest
 from search.learning_rate import RateSweep, middle_of
 from search.planning import feasible_sets
 from search.ports import ArtifactStore
@@ -18,9 +20,9 @@ from search.records import Preparation, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json, from_json, to_json
 from search.texts import Texts, resolve_texts
-from workers.compress.corpus import pinned
+from workers.compress.corpus import pinned, read_documents
 from workers.compress.correction import corrected, corrected_weights
-from workers.compress.data import Tokens, load_tokenizer, pack, packing_key
+from workers.compress.data import Tokens, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.evaluate import held_out_cross_entropy
 from workers.compress.importance import SCORES_VERSION, score
@@ -32,6 +34,7 @@ from workers.compress.storing import key_of, store_tensors
 from workers.compress.tasks import Task, judge_all, load_layer_task, load_tasks
 from workers.compress.teacher import Teacher, check_finite
 from workers.compress.teaching import keep_targets
+from workers.compress.tokenizer import check_tokenizer, load_tokenizer, warn_of_tokens_without_row
 from workers.compress.workbench import (
     Workbench,
     begin,
@@ -44,6 +47,8 @@ from workers.compress.workbench import (
 log = structlog.get_logger(__name__)
 
 _SECONDS_BETWEEN_LOGS = 5
+#: Of each text, for the comparison of tokenizers.
+_SAMPLED_DOCUMENTS = 100
 
 
 def prepare(
@@ -69,9 +74,10 @@ def prepare(
             check_finite(model)
     with clock("pack_text"):
         texts = pinned(resolve_texts(request.data, data_roots, allow_hub=allow_hub))
-        tokenizer = load_tokenizer(teacher.path)
-        _check_tokenizer(source, tokenizer)
-        reference = load_reference(request.data.selection, model_roots, tokenizer, device=device)
+        tokenizer = _tokenizer(teacher, source, texts, request)
+        reference = load_reference(
+            request.data.selection, model_roots, tokenizer, device=device, reading=request.teacher.tokenizer
+        )
         tokens_artifact = _keep_tokens(texts, tokenizer, teacher, identity.digest, reference, request, artifacts)
         tokens = Tokens.load(artifacts.local_path(tokens_artifact))
         layer_task = load_layer_task(request.importance, data_roots, tokenizer, source)
@@ -274,12 +280,34 @@ def _find_rates(search: SearchRecord, bench: Workbench, preparation: Preparation
     return found
 
 
-def _check_tokenizer(source: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InvalidRequest where it has not the teacher's tokens."""
-    if load_tokenizer(source.path).get_vocab() != tokenizer.get_vocab():
+def _tokenizer(teacher: Teacher, source: Teacher, texts: Texts, request: SearchRequest) -> PreTrainedTokenizerBase:
+    """The teacher's, as the request reads it.
+
+    Raises:
+        UnusableTeacher: it reads the text otherwise than its file does.
+        InvalidRequest: what candidates are cut from has not the same tokens.
+    """
+    tokenizer = load_tokenizer(teacher.path, request.teacher.tokenizer)
+    check_tokenizer(tokenizer, teacher.path, _sample(texts, request))
+    warn_of_tokens_without_row(tokenizer, vocab_size=teacher.architecture.vocab_size)
+    reading = (request.start_from or request.teacher).tokenizer
+    if load_tokenizer(source.path, reading).get_vocab() != tokenizer.get_vocab():
         raise InvalidRequest(
             expected="a model with the teacher's tokenizer",
             got="another vocabulary of the same size",
             where=("start_from", "model"),
             hint="Students are compared with the teacher token by token.",
         )
+    return tokenizer
+
+
+def _sample(texts: Texts, request: SearchRequest) -> list[str]:
+    """The first documents of each text."""
+    sample: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        for text in (*texts.train, *texts.held_out):
+            try:
+                sample += islice(read_documents(text.source, request.data, Path(folder)), _SAMPLED_DOCUMENTS)
+            except InvalidInput as error:
+                raise error if error.where else error.at(*text.where) from None
+    return sample

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from search.architecture import Architecture
+from search.checkpoint import by_parameter
 from search.errors import UnusableTeacher
 from search.families import family_of
 from search.request import TeacherDtype
@@ -69,7 +70,7 @@ def load_teacher(
     stored = parameters_of(source, architecture, family)
     stored_dtypes = {DTYPES[tensor.dtype] for tensor in stored.values()}
     computed = torch.bfloat16 if dtype == "auto" and stored_dtypes == {torch.bfloat16} else COMPUTE_DTYPE
-    mapped = _map(source)
+    mapped = by_parameter(_map(source), architecture)
     tensors = {name: mapped[name].to(device, computed) for name in stored}
     model = build_model(source.config, tensors, dtype=computed).requires_grad_(False)
     return Teacher(

@@ -213,5 +213,6 @@ def load_harness(request: SearchRequest, teacher: Teacher, data_roots: Sequence[
         data_roots,
         tokenizer=teacher.path,
         batch_size=windows_per_batch(request),
+        reading=request.teacher.tokenizer,
         allow_hub=allow_hub,
     )

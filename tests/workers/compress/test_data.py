@@ -16,8 +16,9 @@ from search.errors import InsufficientText, UnusableTeacher
 from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource
 from search.texts import BlendedText, Texts
-from tests.support.teachers import SEPARATOR, make_documents, make_text, make_tokenizer
-from workers.compress.data import SPLITS, Tokens, load_tokenizer, pack, packing_key, training_order
+from tests.support.teachers import EOS, SEPARATOR, make_documents, make_text, make_tokenizer
+from workers.compress.data import SPLITS, Tokens, pack, packing_key, training_order
+from workers.compress.tokenizer import load_tokenizer
 
 DATA = DataRequest(train="any", sequence_length=32, calibration_samples=4, validation_samples=6, test_samples=5)
 REQUEST = SearchRequest(
@@ -283,6 +284,8 @@ def test_the_key_follows_from_all_that_the_windows_follow_from_and_from_nothing_
         packing_key(blended((stories, 0.5), (stories, 0.5)), tokenizer, REQUEST, vocab_size=256),
     ]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    others.append(key())
+    tokenizer.bos_token = EOS
     others.append(key())
     assert len({key(), *others}) == len(others)  # the last one is the present one
 

@@ -10,9 +10,9 @@ from search.data import SelectionRequest
 from search.errors import InvalidRequest
 from search.sources import resolve_teacher
 from tests.support.teachers import make_teacher
-from workers.compress.data import load_tokenizer
 from workers.compress.difference import Reference, best_windows, load_reference, window_losses
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from search.texts import BlendedText
 from tests.support.teachers import SEPARATOR, make_documents, make_tokenizer
 from workers.compress import documents
 from workers.compress.corpus import END, key
-from workers.compress.data import load_tokenizer
 from workers.compress.documents import Blend, Document, Reader, surroundings
+from workers.compress.tokenizer import load_tokenizer
 
 BOS, EOS = 0, 1
 TEXTS = make_documents(150)

@@ -15,11 +15,11 @@ from search.sources import resolve_teacher
 from search.tasks import read_task
 from tests.support.harness import write_items, write_task
 from tests.support.homes import REQUEST, Home, task_for
-from workers.compress.data import load_tokenizer
 from workers.compress.harness import Harness
 from workers.compress.pipeline import Measured, evaluate
 from workers.compress.tasks import judge, load_task
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 from workers.compress.workbench import Workbench
 
 ITEMS = [

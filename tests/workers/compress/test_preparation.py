@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -5,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from search.architecture import Architecture
 from search.data import SelectionRequest
@@ -15,6 +18,7 @@ from search.learning_rate import best_rate, middle_of
 from search.planning import feasible_sets
 from search.records import SearchRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
+from search.spec import build_spec
 from tests.support.homes import REQUEST, Home
 from tests.support.searches import BOTH, LATENCY_METRICS, TASK_METRICS, found
 from tests.support.teachers import make_teacher
@@ -28,6 +32,7 @@ from workers.compress.slicing import select
 from workers.compress.states import Outputs
 from workers.compress.targets import Targets
 from workers.compress.workbench import build_student
+from workers.export import build_checkpoint
 
 TOTAL = REQUEST.distillation.tokens
 
@@ -73,6 +78,29 @@ def test_two_searches_on_the_same_text_pack_it_once(tmp_path: Path, monkeypatch:
     (home.data / "more.jsonl").write_text('{"text": "One more."}')
     home.prepared(replace(REQUEST, data=replace(REQUEST.data, train=".")))
     assert len(packed) == 2
+
+
+def test_a_tokenizer_that_is_not_its_files_is_refused_and_read_from_there_where_the_request_says_so(
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path)
+    file, said = (home.models / "tiny" / name for name in ("tokenizer.json", "tokenizer_config.json"))
+    stored = json.loads(file.read_text())
+    stored["pre_tokenizer"]["add_prefix_space"] = True  # which GPT2Tokenizer of transformers 5 does not ask for
+    file.write_text(json.dumps(stored))
+    said.write_text(json.dumps(json.loads(said.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(UnusableTeacher, match=r"tokenizer\.json does: \['Ġ.*\], got \"\['[^Ġ]") as caught:
+        home.prepared()
+    assert caught.value.where == ("teacher", "tokenizer")
+    search = home.prepared(replace(REQUEST, teacher=replace(REQUEST.teacher, tokenizer="file")))
+    first, used = home.bench(search).tokens.validation[0], Tokenizer.from_file(str(file))
+    assert [used.id_to_token(token) for token in first[:1]] == ["<s>"]
+    assert str(used.id_to_token(int(first[1]))).startswith("Ġ")
+    candidate = home.distilled(search)
+    build_checkpoint(search, candidate, model_roots=[home.models], artifacts=home.artifacts, out=tmp_path / "student")
+    plain = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert plain("The fox").input_ids == used.encode("The fox").ids
+    assert build_spec(search, candidate, home.artifacts).teacher.tokenizer == "file"
 
 
 def test_training_windows_are_selected_once_and_no_others(

@@ -17,9 +17,9 @@ from tests.support.llamas import logits_of, random_llama
 from tests.support.tasks import random_last_words, random_pairs
 from tests.support.teachers import make_documents, make_teacher
 from tests.workers.compress.test_family_scores import case_of
-from workers.compress.data import load_tokenizer
 from workers.compress.tasks import Item, Passage, Task, judge, load_layer_task, load_task
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 
 TASKS = [random_pairs(30), random_last_words(30)]
 by_kind = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)

@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.errors import IllegalArchitecture
-from search.families.attributes import check_attributes, check_layer_types, keep_layers, read_flag, read_size
+from search.families.attributes import (
+    MOST,
+    MOST_LAYERS,
+    check_attributes,
+    check_layer_types,
+    keep_layers,
+    read_flag,
+    read_size,
+)
 from search.families.base import AxisDescription, Family, Rule, Term
 
 #: Attributes that every such config has: read below, or inherited as they are because no pruned shape touches them.
@@ -208,7 +216,8 @@ class Decoder(Family):
         full = {**self.class_defaults, **config}
 
         def read(size: str, default: int | None = None) -> int:
-            return read_size(full, self._name(size), default=default)
+            most = MOST_LAYERS if size == "num_hidden_layers" else MOST
+            return read_size(full, self._name(size), default=default, most=most)
 
         hidden_size, heads = read("hidden_size"), read("num_attention_heads")
         return {

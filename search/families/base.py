@@ -63,6 +63,8 @@ class Family(ABC):
     base_model_prefix: str = "model"
     #: Parameters that files call otherwise -> how. Both names are read; this one is written.
     names_in_files: ClassVar[Mapping[str, str]] = {}
+    #: Endings of stored tensors that are no parameters: old checkpoints carry them, stock classes ignore them.
+    inert_suffixes: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
     @abstractmethod
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:

@@ -46,7 +46,7 @@ def teacher(home: Home) -> Teacher:
 
 def identity_of(path: Path, teacher: Teacher) -> Fingerprint:
     source = resolve_teacher(path.name, [path.parent])
-    return fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
+    return fingerprint(source, parameters_of(source, teacher.architecture))
 
 
 def spec_of(home: Home, teacher: Teacher, search: SearchRecord, selection: Selection, **sizes: int) -> Spec:

@@ -71,8 +71,8 @@ class Family(ABC):
         """The architecture of a Hugging Face config.
 
         Raises:
-            UnknownAttribute: an attribute that is neither understood, known to be inert, nor null/false,
-                and that `ignore` does not name.
+            UnknownAttribute: attributes that stock code reads, and that are neither understood, known to be harmless,
+                nor null, false or empty, and that `ignore` does not name.
             IllegalArchitecture: sizes that contradict each other, or that the stock class refuses.
         """
 

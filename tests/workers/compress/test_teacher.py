@@ -204,6 +204,16 @@ def test_an_attribute_that_nobody_understands_is_refused_unless_the_user_vouches
     assert load_teacher(source_of(tmp_path / "odd"), ignore=["gradient_checkpointing"]).architecture.hidden_size == 48
 
 
+def test_what_says_nothing_of_plain_weights_and_a_stock_class_is_left_behind(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    config = json.loads((made / "config.json").read_text())
+    more = {"auto_map": {"AutoModelForCausalLM": "mine.Mine"}, "quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | more))
+    teacher, plain = load_teacher(source_of(tmp_path / "copy")), load_teacher(source_of(made))
+    assert teacher.config == plain.config == config
+    assert teacher.architecture == plain.architecture
+
+
 @pytest.mark.data
 def test_a_real_teacher_computes_what_transformers_computes_bit_for_bit(data_dir: Path) -> None:
     teacher = load_teacher(source_of(data_dir / "models" / "stories260K"))

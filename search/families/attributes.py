@@ -132,6 +132,14 @@ def read_size(config: Mapping[str, Any], name: str, *, default: int | None = Non
     return value
 
 
+def all_of(faults: Sequence[IllegalArchitecture]) -> IllegalArchitecture:
+    """Several wrong sizes as one error."""
+    if len(faults) == 1:
+        return faults[0]
+    expected = dict.fromkeys(fault.expected for fault in faults)
+    return IllegalArchitecture(expected=" and ".join(expected), got={fault.location: fault.got for fault in faults})
+
+
 def read_flag(config: Mapping[str, Any], name: str) -> bool:
     """A switch of the config; off where it is absent or null.
 

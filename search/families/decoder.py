@@ -13,6 +13,7 @@ from search.errors import IllegalArchitecture
 from search.families.attributes import (
     MOST,
     MOST_LAYERS,
+    all_of,
     check_attributes,
     check_layer_types,
     keep_layers,
@@ -214,13 +215,18 @@ class Decoder(Family):
 
     def _sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         full = {**self.class_defaults, **config}
+        faults: list[IllegalArchitecture] = []
 
         def read(size: str, default: int | None = None) -> int:
             most = MOST_LAYERS if size == "num_hidden_layers" else MOST
-            return read_size(full, self._name(size), default=default, most=most)
+            try:
+                return read_size(full, self._name(size), default=default, most=most)
+            except IllegalArchitecture as fault:
+                faults.append(fault)
+                return 1
 
         hidden_size, heads = read("hidden_size"), read("num_attention_heads")
-        return {
+        sizes = {
             "num_hidden_layers": read("num_hidden_layers"),
             "hidden_size": hidden_size,
             "intermediate_size": read("intermediate_size", self.implied_intermediate_size(hidden_size)),
@@ -231,6 +237,9 @@ class Decoder(Family):
             "head_dim": read("head_dim", hidden_size // heads),
             "vocab_size": read("vocab_size"),
         }
+        if faults:
+            raise all_of(faults)
+        return sizes
 
     def _implied(self, a: Architecture) -> dict[str, int | None]:
         """Sizes that follow from others where the config gives null."""

@@ -207,6 +207,12 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(value: object) -> No
     assert refused.value.got == value
 
 
+def test_all_sizes_that_are_wrong_are_named_at_once() -> None:
+    with pytest.raises(IllegalArchitecture, match="a whole number from 1 to") as refused:
+        FAMILY.parse(config_of(llama()) | {"hidden_size": "64", "vocab_size": None, "num_hidden_layers": 10**9})
+    assert refused.value.got == {"hidden_size": "64", "num_hidden_layers": 10**9, "vocab_size": None}
+
+
 def test_a_missing_size_is_refused() -> None:
     config = config_of(llama())
     del config["vocab_size"]

@@ -39,7 +39,8 @@ def stock_reads() -> dict[str, Any]:
     for model_type in FAMILIES:
         config = CONFIG_MAPPING[model_type]
         bases |= {file for file in map(_file, config.__mro__) if not file.is_relative_to(_ROOT / "models")}
-        own[model_type] = {_file(config), _file(MODEL_FOR_CAUSAL_LM_MAPPING[config])}
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+        own[model_type] = {_file(config), _file(model)}
     generation = set(GenerationConfig._get_default_generation_params())
     shared, parts = _names_in({file: file in bases for file in _shared_modules()})
     families: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from search.families import FAMILIES
 from search.families.attributes import HARMLESS, HARMLESS_AT, HARMLESS_SUFFIX
+from search.families.decoder import Decoder
 from search.families.reads import FILE, reads_of
 from tests.support.stock_reads import stock_reads
 
@@ -41,7 +42,9 @@ def test_what_one_family_reads_is_inert_in_another() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_config_class_declares_is_looked_at_or_off_by_default(family: str) -> None:
     """So that null, false and nothing mean what an absent attribute means."""
-    looked_at = FAMILIES[family].understood | HARMLESS | HARMLESS_AT.keys()
+    half = FAMILIES[family]
+    assert isinstance(half, Decoder)
+    looked_at = half.understood | HARMLESS | HARMLESS_AT.keys()
     for field in fields(CONFIG_MAPPING[family]):
         if field.name in looked_at or field.name.endswith(HARMLESS_SUFFIX) or not reads_of(family).reads(field.name):
             continue

@@ -50,7 +50,6 @@ from workers.compress.slicing import select
 from workers.compress.targets import LiveTargets
 from workers.compress.teacher import load_teacher
 from workers.compress.workbench import build_student
-from workers.families import FAMILIES
 
 MIB = 1 << 20
 #: What `apply` may hold beside the student and two tensors.
@@ -135,7 +134,7 @@ def half_of(teacher: Architecture) -> tuple[Architecture, Selection]:
 def spec_of(source: TeacherSource, student: Architecture, selection: Selection) -> Spec:
     """A spec as a search would write it, without measurements."""
     teacher = family_of(source.config).parse(source.config)
-    identity = fingerprint(source, parameters_of(source, teacher, FAMILIES[teacher.family]))
+    identity = fingerprint(source, parameters_of(source, teacher))
     count = parameters(student)
     return Spec(
         spec_version=SPEC_VERSION,

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from search.accidents import WEIGHT_BYTES, Fault, StoredTensor, faults_of, quantisation, unwrapped
 from search.architecture import Architecture
 from search.errors import UnusableTeacher
 from search.families import FAMILIES
 from search.serialization import canonical_json
-
-#: How a weight may be stored -> bytes a value. Anything else is quantised, or no weight.
-WEIGHT_BYTES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 _Stored = TypeVar("_Stored")
 
@@ -29,19 +27,8 @@ _LENGTH_BYTES = 8
 #: As safetensors itself has it.
 _LONGEST_HEADER = 100_000_000
 _METADATA = "__metadata__"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor lies. In row-major order, little-endian."""
-
-    file: Path
-    #: As safetensors spells it: ``F32``, ``BF16``, …
-    dtype: str
-    shape: tuple[int, ...]
-    #: Of its first byte in the file.
-    offset: int
-    num_bytes: int
+#: How many contradictions between index and shards are quoted.
+_LISTED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +97,7 @@ def by_parameter(stored: Mapping[str, _Stored], architecture: Architecture) -> d
     for name, what in stored.items():
         parameter = family.parameter(name, parameters)
         if parameter in found:
-            raise foreign_weights(f"one tensor for {parameter}", f"two, {names[parameter]} and {name}")
+            refuse([Fault(f"{names[parameter]} and {name}, which are read as one", "Leave one of them out of a copy.")])
         found[parameter], names[parameter] = what, name
     return found
 
@@ -121,37 +108,48 @@ def by_name_in_file(parameters: Mapping[str, _Stored], architecture: Architectur
     return {family.name_in_file(name): what for name, what in parameters.items()}
 
 
-def check_parameters(tensors: Mapping[str, StoredTensor], architecture: Architecture) -> None:
-    """See that `tensors`, by their names in files, hold every parameter of `architecture`, as it must be.
+def check_parameters(tensors: Mapping[str, StoredTensor], architecture: Architecture) -> dict[str, StoredTensor]:
+    """The parameters of `architecture` among `tensors`, by their names in the stock class; nothing else may be left.
+
+    Args:
+        tensors: what a checkpoint holds, by its names in files.
+        architecture: what its config.json describes.
 
     Raises:
-        UnusableTeacher: one is missing, there twice, misshapen or quantised.
+        UnusableTeacher: something is missing, too much, there twice, misshapen or quantised; all of it at once.
     """
-    expected, found = expected_shapes(architecture), by_parameter(tensors, architecture)
-    missing = sorted(expected.keys() - found.keys())
-    if missing:
-        wanted = FAMILIES[architecture.family].name_in_file(missing[0])
-        raise foreign_weights(f"a tensor {wanted}", f"none ({len(missing)} missing in all)")
-    for name, shape in expected.items():
-        stored = found[name]
-        if stored.dtype not in WEIGHT_BYTES:
-            raise quantised(f"{name} in {stored.dtype}")
-        if stored.shape != shape:
-            raise foreign_weights(f"{name} of shape {list(shape)}", list(stored.shape))
-
-
-def foreign_weights(expected: str, got: object) -> UnusableTeacher:
-    """The weights are those of another config."""
-    return UnusableTeacher(expected=expected, got=got, hint="The weights do not belong to this config.json.")
-
-
-def quantised(got: object) -> UnusableTeacher:
-    """The weights are stored in something that cannot be pruned."""
-    return UnusableTeacher(
-        expected=f"weights in full precision ({', '.join(WEIGHT_BYTES)})",
-        got=got,
-        hint="A quantised model cannot be pruned. Take the checkpoint that it was made from.",
+    family, expected = FAMILIES[architecture.family], expected_shapes(architecture)
+    read = by_parameter(tensors, architecture)
+    left = [name for name in read.keys() - expected.keys() if not name.endswith(family.inert_suffixes)]
+    plain, faults = unwrapped(sorted(left), expected.keys() - read.keys())
+    found = {name: tensor for name, tensor in read.items() if name in expected}
+    found |= by_parameter({plain[name]: read[name] for name in left}, architecture)
+    faults += faults_of(
+        found, expected, architecture, embedding=embedding_of(architecture), name_in_file=family.name_in_file
     )
+    quantised = quantisation(tensors)
+    refuse([quantised] if quantised else faults)
+    return {name: found[name] for name in expected}
+
+
+def embedding_of(architecture: Architecture) -> str:
+    """The parameter that a tied LM head shares."""
+    terms = FAMILIES[architecture.family].terms(architecture)
+    return next(term.name for term in terms if term.kind == "embedding")
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """Name all of them.
+
+    Raises:
+        UnusableTeacher: there are any.
+    """
+    if faults:
+        raise UnusableTeacher(
+            expected=f"the tensors that config.json describes, in full precision ({', '.join(WEIGHT_BYTES)})",
+            got="; ".join(fault.found for fault in faults),
+            hint=" ".join(dict.fromkeys(fault.cure for fault in faults)),
+        )
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
@@ -188,21 +186,22 @@ def _tensor(file: Path, entry: Mapping[str, Any], *, start: int) -> StoredTensor
 
 
 def _check_index(index: Mapping[str, str], shards: Mapping[str, Mapping[str, StoredTensor]]) -> None:
-    for name, shard in sorted(index.items()):
-        if name not in shards[shard]:
-            raise UnusableTeacher(
-                expected=f"{name} in {shard}, as the index says",
-                got="no such tensor there",
-                hint="The shards are not of one checkpoint; copy all of it again.",
-            )
-    for shard, tensors in shards.items():
-        for name in sorted(tensors):
-            if index.get(name) != shard:
-                raise UnusableTeacher(
-                    expected="only tensors that the index lists",
-                    got=f"{name} in {shard}",
-                    hint="The shards are not of one checkpoint; copy all of it again.",
-                )
+    holders: dict[str, list[str]] = {}
+    for shard, tensors in sorted(shards.items()):
+        for name in tensors:
+            holders.setdefault(name, []).append(shard)
+    wrong = [
+        *(f"no {name} in {shard}" for name, shard in sorted(index.items()) if shard not in holders.get(name, ())),
+        *(f"{name} in {' and '.join(held)}" for name, held in sorted(holders.items()) if len(held) > 1),
+        *(f"{name} in {held[0]}, unlisted" for name, held in sorted(holders.items()) if name not in index),
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        raise UnusableTeacher(
+            expected="each tensor once, in the shard that the index names",
+            got="; ".join(wrong[:_LISTED]) + more,
+            hint="The shards are not of one checkpoint; copy all of it again.",
+        )
 
 
 def _torn(file: Path, reason: str) -> UnusableTeacher:

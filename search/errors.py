@@ -115,7 +115,7 @@ class UnsupportedFamily(InvalidInput):
 
 
 class UnknownAttribute(InvalidInput):
-    """A config attribute that the family does not understand, so pruning might silently break it."""
+    """Config attributes that the family does not understand, so pruning might silently break them."""
 
 
 class IllegalArchitecture(InvalidInput):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from search.checkpoint import StoredTensor, quantised, read_headers
+from search.accidents import Fault, StoredTensor, quantisation
+from search.checkpoint import read_headers, refuse
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
 from search.patience import checkpoint
 
@@ -29,10 +30,16 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 
-#: Where a config names Python code of its own.
+#: Where a model's files name Python code of its own.
 _CODE = "auto_map"
 #: Where a config says that its weights are quantised: transformers' attribute, and an older one of compressed-tensors.
 _QUANTISED = ("quantization_config", "compression_config")
+
+#: What says nothing once the weights are known to be plain and the class is a stock one. No export has it.
+_LEFT_OVER = frozenset({*_QUANTISED, _CODE})
+
+#: What a JSON file beside the weights may have; the largest published (indices, added tokens) have a tenth of it.
+MAX_JSON_BYTES = 20_000_000
 
 #: What a task's files may have together. Zorro has 3 million, BLiMP 30 million.
 MAX_TASK_BYTES = 100_000_000
@@ -47,7 +54,7 @@ class TeacherSource:
     """A Hugging Face model directory with everything in it that is needed, its weights not yet read."""
 
     path: Path
-    #: Its ``config.json``.
+    #: Its ``config.json``, without what says nothing of plain weights and stock classes.
     config: dict[str, Any]
     #: One safetensors file, or every shard of an index, sorted by name.
     weight_files: tuple[Path, ...]
@@ -74,8 +81,8 @@ def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
 
     Raises:
         SourceNotFound: no root holds it; the hint names what they do hold.
-        ForbiddenSource: it leaves the roots, leads through a symlink, wants to run code of its own, or has its
-            weights in pickle files only.
+        ForbiddenSource: it leaves the roots, leads through a symlink, has a tokenizer that wants to run code of
+            its own, or its weights in pickle files only.
         UnusableTeacher: a file is missing or torn, the config is no JSON object, the weights are quantised, or it is
             an adapter and no model.
     """
@@ -87,8 +94,6 @@ def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
     _refuse_links(path, name, os.listdir(path))
     _refuse_adapter(path)
     config = _json_object(path / _CONFIG, name)
-    _refuse_code(config, _CONFIG)
-    _refuse_quantised(config)
     if not (path / _TOKENIZER).is_file():
         raise UnusableTeacher(
             expected=f"a directory with {_TOKENIZER}",
@@ -98,8 +103,13 @@ def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
     if (path / _TOKENIZER_CONFIG).is_file():
         _refuse_code(_json_object(path / _TOKENIZER_CONFIG, name), _TOKENIZER_CONFIG)
     weight_files, index = _weight_files(path, name)
+    tensors = read_headers(weight_files, index=index)
+    _refuse_quantised(tensors, config)
     return TeacherSource(
-        path=path, config=config, weight_files=weight_files, tensors=read_headers(weight_files, index=index)
+        path=path,
+        config={name: value for name, value in config.items() if name not in _LEFT_OVER},
+        weight_files=weight_files,
+        tensors=tensors,
     )
 
 
@@ -230,6 +240,10 @@ def _json_object(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in one of the teacher's files."""
     if not path.is_file():
         raise UnusableTeacher(expected=f"a directory with {path.name}", got=name)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UnusableTeacher(
+            expected=f"a {path.name} of at most {MAX_JSON_BYTES:,} bytes", got=f"{path.stat().st_size:,} bytes"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
@@ -252,19 +266,24 @@ def _refuse_adapter(folder: Path) -> None:
 def _refuse_code(config: Mapping[str, Any], file: str) -> None:
     if config.get(_CODE):
         raise ForbiddenSource(
-            expected=f"stock transformers classes, so no {_CODE} in {file}",
+            expected=f"a stock tokenizer, so no {_CODE} in {file}",
             got=config[_CODE],
-            hint="Code that comes with a model is never run. If the stock class computes the same, remove the "
-            "attribute from a copy of your own.",
+            hint="Code that comes with a model is never run. If the stock class reads the text the same way, remove "
+            "the attribute from a copy of your own.",
         )
 
 
-def _refuse_quantised(config: Mapping[str, Any]) -> None:
-    for attribute in _QUANTISED:
-        settings = config.get(attribute)
-        if settings:
-            method = settings.get("quant_method") if isinstance(settings, dict) else None
-            raise quantised(f"{attribute} in {_CONFIG}" + (f" with quant_method {method!r}" if method else ""))
+def _refuse_quantised(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> None:
+    """By what is there: a config may still speak of a quantisation that was undone."""
+    fault = quantisation(tensors)
+    if fault is None:
+        return
+    said = [
+        f"{attribute} with quant_method {settings.get('quant_method')!r}"
+        for attribute in _QUANTISED
+        if isinstance(settings := config.get(attribute), dict)
+    ]
+    refuse([Fault("; ".join([fault.found, *said]), fault.cure)])
 
 
 def _weight_files(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str] | None]:

@@ -18,8 +18,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from search.accidents import StoredTensor
 from search.architecture import Architecture
-from search.checkpoint import StoredTensor, expected_shapes
+from search.checkpoint import expected_shapes
 from search.errors import EspalierError, InvalidInput, UnusableTeacher
 from search.families import FAMILIES as LATTICE_FAMILIES
 from search.families import family_of
@@ -98,7 +99,7 @@ def apply(spec: Spec, *, teacher: Path, out: Path, max_shard_bytes: int = MAX_SH
     cut = spec.start_from or spec.teacher
     architecture = family_of(source.config).parse(source.config, ignore=cut.ignored_attributes)
     family = FAMILIES[architecture.family]
-    stored = parameters_of(source, architecture, family)
+    stored = parameters_of(source, architecture)
     _check_fingerprint(cut, config_digest(source), stored)
     _check_indices(spec.selection, architecture)
     dtype = _dtype(stored.values())

@@ -63,14 +63,16 @@ class Family(ABC):
     base_model_prefix: str = "model"
     #: Parameters that files call otherwise -> how. Both names are read; this one is written.
     names_in_files: ClassVar[Mapping[str, str]] = {}
+    #: Endings of stored tensors that are no parameters: old checkpoints carry them, stock classes ignore them.
+    inert_suffixes: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
     @abstractmethod
     def parse(self, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> Architecture:
         """The architecture of a Hugging Face config.
 
         Raises:
-            UnknownAttribute: an attribute that is neither understood, known to be inert, nor null/false,
-                and that `ignore` does not name.
+            UnknownAttribute: attributes that stock code reads, and that are neither understood, known to be harmless,
+                nor null, false or empty, and that `ignore` does not name.
             IllegalArchitecture: sizes that contradict each other, or that the stock class refuses.
         """
 

@@ -10,7 +10,16 @@ from typing import Any, ClassVar
 
 from search.architecture import Architecture
 from search.errors import IllegalArchitecture
-from search.families.attributes import check_attributes, check_layer_types, keep_layers, read_flag, read_size
+from search.families.attributes import (
+    MOST,
+    MOST_LAYERS,
+    all_of,
+    check_attributes,
+    check_layer_types,
+    keep_layers,
+    read_flag,
+    read_size,
+)
 from search.families.base import AxisDescription, Family, Rule, Term
 
 #: Attributes that every such config has: read below, or inherited as they are because no pruned shape touches them.
@@ -222,12 +231,18 @@ class Decoder(Family):
 
     def _sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         full = {**self.class_defaults, **config}
+        faults: list[IllegalArchitecture] = []
 
         def read(size: str, default: int | None = None) -> int:
-            return read_size(full, self._name(size), default=default)
+            most = MOST_LAYERS if size == "num_hidden_layers" else MOST
+            try:
+                return read_size(full, self._name(size), default=default, most=most)
+            except IllegalArchitecture as fault:
+                faults.append(fault)
+                return 1
 
         hidden_size, heads = read("hidden_size"), read("num_attention_heads")
-        return {
+        sizes = {
             "num_hidden_layers": read("num_hidden_layers"),
             "hidden_size": hidden_size,
             "intermediate_size": read("intermediate_size", self.implied_intermediate_size(hidden_size)),
@@ -238,6 +253,9 @@ class Decoder(Family):
             "head_dim": read("head_dim", hidden_size // heads),
             "vocab_size": read("vocab_size"),
         }
+        if faults:
+            raise all_of(faults)
+        return sizes
 
     def _implied(self, a: Architecture) -> dict[str, int | None]:
         """Sizes that follow from others where the config gives null."""

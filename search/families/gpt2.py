@@ -28,6 +28,7 @@ class GPT2Family(CoupledDecoder):
     config_class = "GPT2Config"
     model_class = "GPT2LMHeadModel"
     base_model_prefix = "transformer"
+    inert_suffixes = (".attn.bias", ".attn.masked_bias")  # causal masks of old checkpoints
     rotary = False
     understood = frozenset(
         {

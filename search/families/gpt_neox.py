@@ -22,6 +22,7 @@ class GPTNeoXFamily(CoupledDecoder):
     model_class = "GPTNeoXForCausalLM"
     base_model_prefix = "gpt_neox"
     names_in_files: ClassVar[Mapping[str, str]] = {"lm_head.weight": "embed_out.weight"}
+    inert_suffixes = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
     understood = COMMON | {
         "attention_bias",
         "classifier_dropout",

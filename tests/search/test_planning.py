@@ -120,10 +120,10 @@ def test_an_unsupported_family_is_refused_with_those_supported(roots: Path) -> N
 
 
 def test_an_attribute_that_the_family_does_not_understand_is_refused_unless_vouched_for(roots: Path) -> None:
-    write_model(roots / "odd", logit_softcapping=30.0)
-    refused(roots, UnknownAttribute, "teacher.config.logit_softcapping", teacher={"model": "odd"})
-    vouched = {"model": "odd", "ignore_attributes": ["logit_softcapping"]}
-    assert make_plan(roots, teacher=vouched).new_search.teacher.config["logit_softcapping"] == 30.0
+    write_model(roots / "odd", num_local_experts=8)
+    refused(roots, UnknownAttribute, "teacher.config.num_local_experts", teacher={"model": "odd"})
+    vouched = {"model": "odd", "ignore_attributes": ["num_local_experts"]}
+    assert make_plan(roots, teacher=vouched).new_search.teacher.config["num_local_experts"] == 8
 
 
 def test_a_budget_above_the_teacher_is_refused(roots: Path) -> None:

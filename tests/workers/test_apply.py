@@ -47,7 +47,7 @@ def teacher(home: Home) -> Teacher:
 
 def identity_of(path: Path, teacher: Teacher) -> Fingerprint:
     source = resolve_teacher(path.name, [path.parent])
-    return fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
+    return fingerprint(source, parameters_of(source, teacher.architecture))
 
 
 def spec_of(home: Home, teacher: Teacher, search: SearchRecord, selection: Selection, **sizes: int) -> Spec:
@@ -334,7 +334,7 @@ def leave_an_adapter(path: Path) -> None:
     ("spoil", "message"),
     [
         (truncate, "expected a whole safetensors file, got 'model.safetensors'"),
-        (add_a_surplus_tensor, "got 'surplus in model.safetensors (1 unexpected in all)'"),
+        (add_a_surplus_tensor, "got 'tensors that the config does not account for: surplus'"),
         (leave_an_adapter, "an adapter (adapter_config.json)"),
     ],
 )

@@ -6,24 +6,17 @@ wants it back, and kills the process where the file is cut short meanwhile.
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from search.accidents import StoredTensor, own_head
 from search.architecture import Architecture
-from search.checkpoint import (
-    Fingerprint,
-    StoredTensor,
-    by_parameter,
-    check_parameters,
-    expected_shapes,
-    foreign_weights,
-)
+from search.checkpoint import Fingerprint, by_parameter, check_parameters, embedding_of, refuse
 from search.errors import UnusableTeacher
 from search.sources import TeacherSource
-from workers.families import TorchFamily
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -81,20 +74,18 @@ class VerifiedTensors(Mapping[str, Tensor]):
         return len(self._stored)
 
 
-def parameters_of(source: TeacherSource, architecture: Architecture, family: TorchFamily) -> dict[str, StoredTensor]:
-    """The parameters among the tensors of a checkpoint, by their names in the stock class, checked against the
-    family's list of names and shapes.
+def parameters_of(source: TeacherSource, architecture: Architecture) -> dict[str, StoredTensor]:
+    """The parameters among the tensors of a checkpoint, by their names in the stock class.
 
     Raises:
-        UnusableTeacher: one is missing, unexpected, misshapen or quantised.
+        UnusableTeacher: one is missing, unexpected, misshapen or quantised, or a tied head is not the embedding.
     """
     try:
-        check_parameters(source.tensors, architecture)
-        names, tensors = expected_shapes(architecture), by_parameter(source.tensors, architecture)
-        _refuse_surplus(tensors, names, architecture, family)
+        parameters = check_parameters(source.tensors, architecture)
+        _refuse_another_head(source.tensors, parameters, architecture)
     except UnusableTeacher as error:
         raise error.at(*_WHERE) from None
-    return {name: tensors[name] for name in names}
+    return parameters
 
 
 def config_digest(source: TeacherSource) -> str:
@@ -110,30 +101,18 @@ def fingerprint(source: TeacherSource, parameters: Mapping[str, StoredTensor]) -
     )
 
 
-def _refuse_surplus(
-    stored: Mapping[str, StoredTensor], names: Collection[str], architecture: Architecture, family: TorchFamily
+def _refuse_another_head(
+    tensors: Mapping[str, StoredTensor], parameters: Mapping[str, StoredTensor], architecture: Architecture
 ) -> None:
-    surplus = sorted(
-        name
-        for name in stored.keys() - set(names)
-        if not name.endswith(family.inert_suffixes) and not _is_tied_head(name, stored, architecture, family)
-    )
-    if surplus:
-        raise foreign_weights(
-            "only tensors that the config accounts for",
-            f"{surplus[0]} in {stored[surplus[0]].file.name} ({len(surplus)} unexpected in all)",
-        )
+    """A second copy of the embedding, which some checkpoints of tied models carry, must be one to the last bit.
 
-
-def _is_tied_head(
-    name: str, stored: Mapping[str, StoredTensor], architecture: Architecture, family: TorchFamily
-) -> bool:
-    """Whether it is a second copy of the embedding that some checkpoints of tied models carry."""
-    return (
-        architecture.tie_word_embeddings
-        and name == "lm_head.weight"
-        and _digest(stored[name]) == _digest(stored[f"{family.embeddings[0]}.weight"])
-    )
+    Samples of it were compared when the search was submitted.
+    """
+    head = by_parameter(tensors, architecture).get("lm_head.weight")
+    if head is None or not architecture.tie_word_embeddings:
+        return
+    if _digest(head) != _digest(parameters[embedding_of(architecture)]):
+        refuse([own_head("lm_head.weight")])
 
 
 def _digest(stored: StoredTensor) -> str:

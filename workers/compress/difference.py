@@ -88,7 +88,7 @@ def _load(
         raise InvalidRequest(expected="a reference model with the teacher's vocabulary", got=name)
     read = load_teacher(source, device=device)
     check_finite(read)
-    digest = fingerprint(source, parameters_of(source, read.architecture, read.family)).digest
+    digest = fingerprint(source, parameters_of(source, read.architecture)).digest
     return Reference(model=read.model, identity=(digest, str(read.dtype)))
 
 

@@ -67,7 +67,7 @@ def load_teacher(
     """
     architecture = family_of(source.config).parse(source.config, ignore=ignore)
     family = TORCH_FAMILIES[architecture.family]
-    stored = parameters_of(source, architecture, family)
+    stored = parameters_of(source, architecture)
     stored_dtypes = {DTYPES[tensor.dtype] for tensor in stored.values()}
     computed = torch.bfloat16 if dtype == "auto" and stored_dtypes == {torch.bfloat16} else COMPUTE_DTYPE
     mapped = by_parameter(_map(source), architecture)

@@ -185,7 +185,7 @@ def _open(
     if source.config != record.config:
         raise _changed("its config.json at submission", "another config.json", where=where)
     teacher = load_teacher(source, ignore=wanted.ignore_attributes, dtype=wanted.dtype, device=device)
-    return teacher, fingerprint(source, parameters_of(source, teacher.architecture, teacher.family))
+    return teacher, fingerprint(source, parameters_of(source, teacher.architecture))
 
 
 def _changed(expected: str, got: str, *, where: str = "teacher") -> UnusableTeacher:

@@ -39,5 +39,3 @@ class TorchFamily:
     norm_offset: float = 0.0
     #: Whether the stock class multiplies token embeddings by the root of hidden_size, which pruning then changes.
     embeddings_times_root_hidden: bool = False
-    #: Endings of stored tensors that are no parameters: old checkpoints carry them, stock classes ignore them.
-    inert_suffixes: tuple[str, ...] = ()

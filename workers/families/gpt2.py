@@ -25,5 +25,4 @@ GPT2 = TorchFamily(
     mlp_activation=f"{_LAYER}.mlp.act",
     layer_norms=_LAYER_NORMS,
     final_norm="transformer.ln_f",
-    inert_suffixes=(".attn.bias", ".attn.masked_bias"),  # causal masks of old checkpoints
 )

@@ -27,5 +27,4 @@ GPT_NEOX = TorchFamily(
     mlp_activation=f"{_LAYER}.mlp.act",
     layer_norms=_LAYER_NORMS,
     final_norm="gpt_neox.final_layer_norm",
-    inert_suffixes=("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
 )

@@ -17,5 +17,4 @@ LLAMA = TorchFamily(
     mlp_activation=f"{MLP}.act_fn",
     layer_norms=LAYER_NORMS,
     final_norm="model.norm",
-    inert_suffixes=("rotary_emb.inv_freq",),
 )

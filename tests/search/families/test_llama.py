@@ -132,11 +132,12 @@ def test_a_pruned_config_describes_the_pruned_architecture(teacher: Architecture
     ("name", "value"),
     [
         ("quantization_config", {"quant_method": "gptq", "bits": 4}),
-        ("auto_map", {"AutoModelForCausalLM": "modeling.Mine"}),
         ("num_local_experts", 8),
         ("sliding_window", 4096),
         ("per_layer_config", {"3": {"intermediate_size": 7}}),
-        ("pretraining_tp", 2),
+        ("is_encoder_decoder", True),
+        ("chunk_size_feed_forward", 64),
+        ("gradient_checkpointing", True),
     ],
 )
 def test_an_attribute_that_nobody_understands_is_quoted_with_its_value(name: str, value: object) -> None:
@@ -149,20 +150,54 @@ def test_an_attribute_that_nobody_understands_is_quoted_with_its_value(name: str
     assert FAMILY.parse(config, ignore=[name]) == llama()
 
 
-@pytest.mark.parametrize("value", [None, False])
-def test_an_unknown_feature_that_is_off_passes(value: object) -> None:
-    assert FAMILY.parse(config_of(llama(), moonlight=value)) == llama()
+def test_all_attributes_that_nobody_understands_are_named_at_once() -> None:
+    strange = {"num_local_experts": 8, "sliding_window": 4096, "is_encoder_decoder": True}
+    config = config_of(llama(), **strange, moonlight=1)
+    with pytest.raises(UnknownAttribute) as refused:
+        FAMILY.parse(config)
+    assert refused.value.got == strange
+    assert refused.value.where == ()
+    assert str(refused.value.hint).endswith(
+        "teacher.ignore_attributes: num_local_experts, sliding_window, is_encoder_decoder."
+    )
+    assert FAMILY.parse(config, ignore=[*strange]) == llama()
 
 
-@pytest.mark.parametrize("value", [0, "", [], {}, True])
-def test_an_unknown_attribute_passes_at_null_and_false_only(value: object) -> None:
-    with pytest.raises(UnknownAttribute, match="moonlight"):
-        FAMILY.parse(config_of(llama(), moonlight=value))
+def test_a_long_value_is_quoted_in_part() -> None:
+    with pytest.raises(UnknownAttribute) as refused:
+        FAMILY.parse(config_of(llama(), num_local_experts=[8] * 10_000))
+    assert len(str(refused.value)) < 1_000
 
 
-def test_inert_attributes_pass() -> None:
-    inert = {"torch_dtype": "float16", "use_cache": True, "sep_token_id": 5, "pretraining_tp": 1, "top_p": 0.6}
-    assert FAMILY.parse(config_of(llama(), **inert)) == llama()
+@pytest.mark.parametrize("value", [None, False, {}, []])
+def test_an_attribute_that_is_read_passes_where_it_says_nothing(value: object) -> None:
+    assert FAMILY.parse(config_of(llama(), per_layer_config=value)) == llama()
+
+
+@pytest.mark.parametrize("value", [0, "", True, {"3": 1}])
+def test_an_attribute_that_is_read_passes_nowhere_else(value: object) -> None:
+    with pytest.raises(UnknownAttribute, match="per_layer_config"):
+        FAMILY.parse(config_of(llama(), per_layer_config=value))
+
+
+def test_attributes_that_no_stock_code_reads_pass() -> None:
+    inert = {"moonlight": 3, "pretraining_tp": 2, "n_special": 0, "internal_version": "7", "rope_interleaved": True}
+    assert FAMILY.parse(config_of(llama(), **inert, unsloth_fixed=True, pruned_heads={})) == llama()
+
+
+def test_defaults_of_generation_and_what_is_known_to_be_harmless_pass() -> None:
+    generation = {"top_p": 0.6, "num_beams": 4, "length_penalty": 1.0, "min_length": 0}
+    harmless = {"torch_dtype": "float16", "use_cache": True, "sep_token_id": 5, "tokenizer_class": "LlamaTokenizer"}
+    bookkeeping = {"_commit_hash": "1f3", "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}
+    assert FAMILY.parse(config_of(llama(), **generation, **harmless, **bookkeeping)) == llama()
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size"])
+def test_a_size_beyond_reason_is_refused_before_anything_is_built_of_it(name: str) -> None:
+    for value in (10**10, 10**400):
+        with pytest.raises(IllegalArchitecture, match=rf"{name}: expected a whole number from 1 to") as refused:
+            FAMILY.parse(config_of(llama()) | {name: value})
+        assert len(str(refused.value)) < 1_000
 
 
 @pytest.mark.parametrize("value", ["64", 64.0, 0, -8, True, None, [64]])
@@ -170,6 +205,12 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(value: object) -> No
     with pytest.raises(IllegalArchitecture, match="hidden_size: expected a whole number") as refused:
         FAMILY.parse(config_of(llama()) | {"hidden_size": value})
     assert refused.value.got == value
+
+
+def test_all_sizes_that_are_wrong_are_named_at_once() -> None:
+    with pytest.raises(IllegalArchitecture, match="a whole number from 1 to") as refused:
+        FAMILY.parse(config_of(llama()) | {"hidden_size": "64", "vocab_size": None, "num_hidden_layers": 10**9})
+    assert refused.value.got == {"hidden_size": "64", "num_hidden_layers": 10**9, "vocab_size": None}
 
 
 def test_a_missing_size_is_refused() -> None:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from search.checkpoint import Fingerprint, StoredTensor
+from search.accidents import StoredTensor
+from search.checkpoint import Fingerprint
 from search.errors import UnusableTeacher
 from search.families import family_of
 from search.sources import TeacherSource, resolve_teacher
 from tests.support.teachers import make_teacher
 from workers.compress.checkpoint import VerifiedTensors, fingerprint, parameters_of
-from workers.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(path: Path) -> tuple[TeacherSource, dict[str, StoredTensor]]:
     source = resolve_teacher(path.name, [path.parent])
     architecture = family_of(source.config).parse(source.config)
-    return source, parameters_of(source, architecture, FAMILIES["llama"])
+    return source, parameters_of(source, architecture)
 
 
 def fingerprint_of(path: Path) -> Fingerprint:

@@ -130,12 +130,12 @@ def test_any_other_teacher_computes_in_float32(
     [
         (
             lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"),
-            r"model\.layers\.1\.mlp\.up_proj\.weight, got .none",
+            r"got .no model\.layers\.1\.mlp\.up_proj\.weight, of layer 1",
         ),
         (lambda tensors: tensors.update(surplus=torch.zeros(1)), "surplus"),
         (
             lambda tensors: tensors.update({"model.norm.weight": torch.zeros(47)}),
-            r"expected model\.norm\.weight of shape \[48\], got \[47\]",
+            r"model\.norm\.weight of shape \[47\] instead of \[48\]",
         ),
     ],
     ids=["missing", "unexpected", "misshapen"],
@@ -198,10 +198,20 @@ def test_an_attribute_that_nobody_understands_is_refused_unless_the_user_vouches
 ) -> None:
     shutil.copytree(made, tmp_path / "odd")
     config = json.loads((made / "config.json").read_text())
-    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "clever_trick": 3}))
-    with pytest.raises(UnknownAttribute, match="clever_trick"):
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**config, "gradient_checkpointing": True}))
+    with pytest.raises(UnknownAttribute, match="gradient_checkpointing"):
         load_teacher(source_of(tmp_path / "odd"))
-    assert load_teacher(source_of(tmp_path / "odd"), ignore=["clever_trick"]).architecture.hidden_size == 48
+    assert load_teacher(source_of(tmp_path / "odd"), ignore=["gradient_checkpointing"]).architecture.hidden_size == 48
+
+
+def test_what_says_nothing_of_plain_weights_and_a_stock_class_is_left_behind(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    config = json.loads((made / "config.json").read_text())
+    more = {"auto_map": {"AutoModelForCausalLM": "mine.Mine"}, "quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | more))
+    teacher, plain = load_teacher(source_of(tmp_path / "copy")), load_teacher(source_of(made))
+    assert teacher.config == plain.config == config
+    assert teacher.architecture == plain.architecture
 
 
 @pytest.mark.data

@@ -21,6 +21,7 @@ from search.records import CandidateRecord, SearchRecord
 from search.selection import Selection
 from search.serialization import from_json
 from search.sources import resolve_teacher
+from workers.compress.marks import unmarked
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -160,7 +161,7 @@ def write_companions(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COPIED_FILES:
         if (teacher / name).is_file():
-            shutil.copyfile(teacher / name, folder / name)
+            (folder / name).write_bytes(unmarked(teacher / name))
 
 
 def _sync(path: Path) -> None:

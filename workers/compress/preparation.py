@@ -17,6 +17,7 @@ from search.ports import ArtifactStore
 from search.records import Preparation, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json, from_json, to_json
+from search.text_report import TextReport
 from search.texts import Texts, resolve_texts
 from workers.compress.corpus import pinned
 from workers.compress.correction import corrected, corrected_weights
@@ -102,6 +103,7 @@ def prepare(
         origin_digest=artifacts.put_bytes(source_identity.document) if origin else None,
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
+        text=_report(tokens, texts),
         train_tokens=tokens.train.numel(),
         tokens_artifact=tokens_artifact,
         importance_artifact=importance_artifact,
@@ -187,9 +189,17 @@ def _keep_tokens(
             count = request.windows_kept(len(tokens.train))
             best = best_windows(tokens.train, teacher.model, reference.model, count=count, batch_windows=batch_windows)
             tokens = replace(tokens, train=best)
-        found = store_tensors(tokens.tensors, artifacts)
+        found = store_tensors(tokens.tensors, artifacts, about=tokens.about)
         artifacts.remember(key, found)
     return found
+
+
+def _report(tokens: Tokens, texts: Texts) -> TextReport:
+    """What became of the text, said in the log, too."""
+    report = replace(tokens.report, passed_over=texts.passed_over)
+    for note in report.notes:
+        log.warning("about the text", note=note)
+    return report
 
 
 def _log_now_and_then() -> Callable[[int, int], None]:

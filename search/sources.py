@@ -284,7 +284,7 @@ def _json_object(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise UnusableTeacher(expected=f"a directory with {path.name}", got=name)
     try:
-        content = json.loads(path.read_bytes())  # which read past a byte order mark
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
         raise UnusableTeacher(expected=f"valid JSON in {path.name}", got=name, hint=f"{error}.") from None
     if not isinstance(content, dict):

@@ -33,7 +33,7 @@ class TextReport:
         if self.repeats:
             yield f"{self.repeats:,} of {self.documents:,} documents that were looked at are exact repeats, left out."
         if self.near_repeats:
-            yield f"{self.near_repeats:,} of {self.documents:,} repeat most of what is held out, and were left out, too."
+            yield f"{self.near_repeats:,} of {self.documents:,} repeat most of what is held out: left out, too."
         if self.sections:
             yield (
                 f"{self.sections:,} of {self.documents:,} are sections of documents that are too long for one split: "

@@ -23,8 +23,9 @@ _FORMATS: Mapping[str, Format] = {".txt": "text", ".jsonl": "jsonl", ".ndjson": 
 #: As pyarrow names them.
 _CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
-#: Bytes that are read at a time, and looked at to see what a file is.
+#: Bytes that are read at a time; and those that are looked at to see what a file is.
 BLOCK = 1 << 20
+_HEAD = 4_096
 
 #: What files begin with that are no text, what they are, and what to do.
 _SIGNATURES = (
@@ -104,12 +105,7 @@ def check_text(file: Path) -> None:
     """
     _refuse_signature(file)
     with opened(file) as source:
-        if "\0" in source.read(BLOCK):
-            raise InvalidRequest(
-                expected="text files in UTF-8",
-                got=f"{file.name}: bytes of value 0, so it is binary or UTF-16 without a byte order mark",
-                hint=f"If it is UTF-16: iconv -f UTF-16LE -t UTF-8 {file.name} > new-{file.name}.",
-            )
+        source.read(BLOCK)
 
 
 @contextmanager
@@ -136,12 +132,18 @@ def arrow_errors(file: Path, expected: str) -> Iterator[None]:
 
 def _refuse_signature(file: Path) -> None:
     with _opened_bytes(file) as source:
-        head = source.read(64)
+        head = source.read(_HEAD)
     for signature, what, cure in _SIGNATURES:
         if head.startswith(signature):
             raise InvalidRequest(
                 expected="text files in UTF-8", got=f"{file.name}: it is {what}", hint=cure.format(file.name)
             )
+    if b"\0" in head:
+        raise InvalidRequest(
+            expected="text files in UTF-8",
+            got=f"{file.name}: bytes of value 0, so it is binary or UTF-16 without a byte order mark",
+            hint=f"If it is UTF-16: iconv -f UTF-16LE -t UTF-8 {file.name} > new-{file.name}.",
+        )
 
 
 def _first_bad_byte(file: Path) -> tuple[int, str]:

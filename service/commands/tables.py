@@ -128,12 +128,12 @@ def text_name(text: str | Sequence[Json]) -> str:
     if isinstance(text, str):
         return text
     total = sum(part["weight"] for part in text)
-    return " and ".join(f"{part['weight'] / total:.3g} of {part['path']}" for part in text)
+    return ", ".join(f"{part['path']} ({100 * part['weight'] / total:.3g}%)" for part in text)
 
 
 def _text_notes(preparation: Json | None) -> Sequence[str]:
     """What a user may not expect of how the text was read."""
-    report = preparation["text"] if preparation else None
+    report = preparation.get("text") if preparation else None
     return from_json(TextReport, report).notes if report else ()
 
 

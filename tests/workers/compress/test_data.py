@@ -255,9 +255,7 @@ def test_of_a_text_that_is_nearly_all_repeats_it_is_said_how_many(
 ) -> None:
     few = make_documents(5)
     (tmp_path / "repeats.txt").write_text(SEPARATOR.join(few * 200))
-    with pytest.raises(
-        InsufficientText, match="995 of 1,000 documents that were looked at are exact repeats"
-    ) as caught:
+    with pytest.raises(InsufficientText, match=r"995 of 1,000 documents .* exact repeats") as caught:
         packed([tmp_path / "repeats.txt"], tokenizer)
     assert caught.value.details["repeats"] == 995
     again = write(tmp_path / "twice.txt", make_documents(120) * 2)

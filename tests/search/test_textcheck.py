@@ -11,8 +11,8 @@ from search.textcheck import check_texts
 from search.texts import resolve_texts
 
 
-def check(root: Path, name: str, **more: str) -> None:
-    data = DataRequest(train=name, **more)
+def check(root: Path, name: str, *, text_field: str = "text") -> None:
+    data = DataRequest(train=name, text_field=text_field)
     check_texts(resolve_texts(data, [root]), data)
 
 

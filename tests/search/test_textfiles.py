@@ -1,5 +1,6 @@
 import bz2
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -58,8 +59,8 @@ def test_a_text_is_the_same_with_and_without_a_mark_compressed_and_not(tmp_path:
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.bz2", "a.txt.zst"])
 def test_a_file_whose_compression_is_cut_short_or_is_none_is_named(tmp_path: Path, name: str) -> None:
-    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd}[Path(name).suffix]
-    whole = compress(bytes(range(64, 120)) * 500)
+    kinds: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd}
+    whole = kinds[Path(name).suffix](bytes(range(64, 120)) * 500)
     for content in (whole[:-25], b"no such format at all"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InvalidRequest, match=rf"a whole \w+ file, got '{name}: "):

@@ -21,7 +21,7 @@ from search.sources import TextSource
 from search.textfields import parse_line, require_text
 from search.textfiles import format_of, opened, text_bytes
 from search.texts import BlendedText, HubDataset, Texts
-from workers.compress.cutting import Unit, cut, split_documents, units
+from workers.compress.cutting import MOST_BYTES, Unit, cut, split_documents, units
 
 #: Hashes are below it. Columns of `datasets` are made of signed integers.
 END = 2**63
@@ -198,7 +198,7 @@ def source_bytes(source: TextSource | HubDataset, text_field: str) -> int | None
 
 
 def read_documents(
-    source: TextSource | HubDataset, request: DataRequest, folder: Path, *, longest: int
+    source: TextSource | HubDataset, request: DataRequest, folder: Path, *, longest: int = MOST_BYTES
 ) -> Iterator[Unit]:
     """Every document, stripped of surrounding whitespace, or its sections where it has more than `longest` bytes.
 

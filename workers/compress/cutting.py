@@ -17,7 +17,7 @@ GAP = 1_024
 #: A document is cut into sections where it has more than this share of its text's bytes, but not below as many as
 #: a piece has, and beyond what memory should hold in any case.
 _LARGEST_SHARE = 8
-_MOST_BYTES = 16 * 2**20
+MOST_BYTES = 16 * 2**20
 
 #: What a section, the text left out behind it and a boundary take.
 _AHEAD = LONGEST_PIECE + 2 * GAP
@@ -34,8 +34,8 @@ class Unit:
 def longest_document(num_bytes: int | None) -> int:
     """The most UTF-8 bytes of a document that is not cut into sections, in a text of so many; None: nobody knows."""
     if num_bytes is None:
-        return _MOST_BYTES
-    return max(LONGEST_PIECE, min(_MOST_BYTES, num_bytes // _LARGEST_SHARE))
+        return MOST_BYTES
+    return max(LONGEST_PIECE, min(MOST_BYTES, num_bytes // _LARGEST_SHARE))
 
 
 def units(document: str, *, longest: int) -> Iterator[Unit]:
@@ -79,10 +79,10 @@ def _closed(text: str) -> Iterator[Unit]:
 
 
 def _sections(text: str) -> tuple[list[Unit], int]:
-    """The sections that are certain whatever follows, and where the next one begins."""
+    """The sections that are certain whatever follows, and where the rest begins."""
     sections, start = [], 0
     while len(text) - start > _AHEAD:
-        end = _boundary(text, start + SHORTEST_PIECE, start + LONGEST_PIECE)
+        end = _last_boundary(text, start + SHORTEST_PIECE, start + LONGEST_PIECE)
         if section := text[start:end].strip():
             sections.append(Unit(section, is_section=True))
         start = _boundary(text, end + GAP, end + 2 * GAP)
@@ -102,6 +102,15 @@ def cut(text: str) -> Iterator[str]:
 def _boundary(text: str, first: int, last: int) -> int:
     for mark in ("\n\n", "\n", " "):
         found = text.find(mark, first, last)
+        if found >= 0:
+            return found + len(mark)
+    return last
+
+
+def _last_boundary(text: str, first: int, last: int) -> int:
+    """The last one of its kind: the longer sections are, the less text is left out between them."""
+    for mark in ("\n\n", "\n", " "):
+        found = text.rfind(mark, first, last - len(mark) + 1)
         if found >= 0:
             return found + len(mark)
     return last

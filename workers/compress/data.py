@@ -150,7 +150,7 @@ def pack(
     with tempfile.TemporaryDirectory(prefix="espalier-") as name:
         reader = Reader(tokenizer=tokenizer, data=request.data, folder=Path(name), processes=processes or num_cores())
         packed = _pack(texts, reader, request, progress or (lambda packed, total: None))
-    tokens = Tokens(**packed, report=TextReport(**reader.counts))
+    tokens = Tokens(**packed, report=from_json(TextReport, dict(reader.counts)))
     require_known(max(int(windows.max()) for windows in packed.values()), vocab_size=vocab_size)
     return tokens
 
@@ -309,7 +309,7 @@ class _Packer:
         return torch.from_numpy(np.memmap(path, dtype=np.int32, mode="r+", shape=(found, sequence_length)))
 
     def _insufficient(self) -> InsufficientText:
-        report = TextReport(**self._counts)
+        report = from_json(TextReport, dict(self._counts))
         return InsufficientText(
             expected=f"text of at least {self._needed} tokens ({self._purpose})",
             got=self._seen,

@@ -2,9 +2,8 @@ import bz2
 import gzip
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,15 +53,15 @@ def write_parquet(path: Path, **columns: Any) -> Path:
 
 def write_compressed(path: Path, text: str) -> Path:
     """In two parts one after the other, as tools that append write it."""
-    compress = {
-        ".gz": gzip.compress,
-        ".bz2": bz2.compress,
-        ".zst": partial(pyarrow.compress, codec="zstd", asbytes=True),
-    }
+    kinds: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd}
     content = text.encode()
     halves = (content[: len(content) // 2], content[len(content) // 2 :])
-    path.write_bytes(b"".join(map(compress[path.suffix.lower()], halves)))
+    path.write_bytes(b"".join(map(kinds[path.suffix.lower()], halves)))
     return path
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
 
 
 # Reading.

@@ -9,7 +9,10 @@ import pyarrow
 import pyarrow.parquet
 
 from search.textfields import OFFER, no_text, offer, paths_of, require_text, value_at
-from search.textfiles import BLOCK, arrow_errors
+from search.textfiles import BLOCK, arrow_errors, refuse_signature
+
+#: What a file begins and ends with.
+_MAGIC = b"PAR1"
 
 #: Rows that are in memory at a time.
 _ROWS = 64
@@ -36,6 +39,10 @@ def check_parquet(file: Path, text_field: str) -> None:
     Raises:
         InvalidRequest: it is no Parquet, or has no column of texts there; names those that it has.
     """
+    with file.open("rb") as content:
+        is_parquet = content.read(4) == _MAGIC
+    if not is_parquet:
+        refuse_signature(file, "a Parquet file")
     with arrow_errors(file, "a Parquet file"):
         tree = _tree(pyarrow.parquet.read_schema(file))
     try:

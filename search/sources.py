@@ -24,7 +24,8 @@ _TEXTS = ".txt, .jsonl or .parquet (the first two also with .gz, .bz2 or .zst be
 _TASKS = ".txt or .jsonl"
 #: What to do with files that people have and that are not read.
 _CURES = {
-    ".json": "A JSON file becomes one with an object on every line by: jq -c '.[]' FILE.json > FILE.jsonl.",
+    ".json": "Where JSON has an object on every line, have its name end in .jsonl; where it is one list: "
+    "jq -c '.[]' FILE.json > FILE.jsonl.",
     ".arrow": "What save_to_disk wrote becomes Parquet by: datasets.load_from_disk(…).to_parquet(…).",
     ".csv": "A table becomes Parquet by: pandas.read_csv(…).to_parquet(…).",
     ".tsv": "A table becomes Parquet by: pandas.read_csv(…, sep='\\t').to_parquet(…).",
@@ -369,7 +370,7 @@ def _files(folder: Path, name: str, is_wanted: Callable[[Path], bool]) -> tuple[
         _refuse_links(Path(place), name, [*folders, *files])
         folders[:] = [each for each in folders if not _is_hidden(Path(each))]
         for file in (Path(place, each) for each in files if not _is_hidden(Path(each))):
-            if is_wanted(file):
+            if is_wanted(file) and file.is_file():  # a pipe would block whoever reads it
                 found.append(file)
             else:
                 others.append(file.relative_to(folder).as_posix())

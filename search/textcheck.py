@@ -43,6 +43,8 @@ def _faults(source: TextSource, text_field: str) -> Iterator[InvalidInput]:
             check_file(file, text_field)
         except InvalidInput as error:
             yield error
+        except OSError as error:
+            yield InvalidRequest(expected="files that the server can read", got=f"{file.name}: {error.strerror}")
 
 
 def _all_of(faults: list[InvalidInput], where: tuple[str | int, ...]) -> InvalidInput:

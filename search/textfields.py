@@ -14,6 +14,7 @@ OFFER = 12
 _OFFER_DEPTH = 3
 
 _ONE_A_LINE = "Write one object on a line: jq -c '.[]' FILE > FILE.jsonl."
+_NAMED = "Write every text into a field: jq -c '{text: .}' FILE > FILE.jsonl."
 _OBJECTS = "Write every object on one line: jq -c . FILE > FILE.jsonl."
 
 
@@ -67,7 +68,8 @@ def require_text(row: Any, text_field: str, place: str) -> str | None:
     if row is None:
         return None
     if not isinstance(row, Mapping):
-        raise no_text(text_field, f"{place}: {_told(row)}", _ONE_A_LINE if isinstance(row, list) else None)
+        hint = _ONE_A_LINE if isinstance(row, list) else _NAMED if isinstance(row, str) else None
+        raise no_text(text_field, f"{place}: {_told(row)}", hint)
     try:
         text = value_at(row, text_field)
     except KeyError:

@@ -30,6 +30,7 @@ _HEAD = 4_096
 #: What files begin with that are no text, what they are, and what to do.
 _SIGNATURES = (
     (b"version https://git-lfs", "a pointer of Git LFS in place of the file", "Fetch the file: git lfs pull."),
+    (b"\xff\xfe\0\0", "UTF-32", "Convert it: iconv -f UTF-32 -t UTF-8 {0} > new-{0}."),
     (b"\xff\xfe", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 {0} > new-{0}."),
     (b"\xfe\xff", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8 {0} > new-{0}."),
     (b"\x1f\x8b", "compressed by gzip", "Have its name end in .gz."),
@@ -88,7 +89,7 @@ def opened(file: Path) -> Iterator[TextIO]:
         with _opened_bytes(file) as source:
             yield io.TextIOWrapper(source, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        _refuse_signature(file)
+        refuse_signature(file)
         place, reason = _first_bad_byte(file)
         raise InvalidRequest(
             expected="text files in UTF-8",
@@ -103,7 +104,7 @@ def check_text(file: Path) -> None:
     Raises:
         InvalidRequest: it is something else, compressed under a wrong name or binary among them, or is not UTF-8.
     """
-    _refuse_signature(file)
+    refuse_signature(file)
     with opened(file) as source:
         source.read(BLOCK)
 
@@ -130,17 +131,20 @@ def arrow_errors(file: Path, expected: str) -> Iterator[None]:
         raise InvalidRequest(expected=expected, got=f"{file.name}: {str(error).splitlines()[0]}") from error
 
 
-def _refuse_signature(file: Path) -> None:
+def refuse_signature(file: Path, expected: str = "text files in UTF-8") -> None:
+    """Look at how a file begins.
+
+    Raises:
+        InvalidRequest: as something else than text; says what, and what to do.
+    """
     with _opened_bytes(file) as source:
         head = source.read(_HEAD)
     for signature, what, cure in _SIGNATURES:
         if head.startswith(signature):
-            raise InvalidRequest(
-                expected="text files in UTF-8", got=f"{file.name}: it is {what}", hint=cure.format(file.name)
-            )
+            raise InvalidRequest(expected=expected, got=f"{file.name}: it is {what}", hint=cure.format(file.name))
     if b"\0" in head:
         raise InvalidRequest(
-            expected="text files in UTF-8",
+            expected=expected,
             got=f"{file.name}: bytes of value 0, so it is binary or UTF-16 without a byte order mark",
             hint=f"If it is UTF-16: iconv -f UTF-16LE -t UTF-8 {file.name} > new-{file.name}.",
         )

@@ -130,7 +130,7 @@ def test_a_task_behind_byte_order_marks_asks_the_same(tmp_path: Path) -> None:
 
 def test_the_lines_of_a_text_are_read_behind_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
-    settings: dict[str, Any] = {
+    settings: Any = {
         "dataset_path": "text",
         "dataset_kwargs": {"data_files": {"test": "lines.txt"}},
         "doc_to_text": "",

@@ -56,10 +56,16 @@ def test_a_column_without_texts_is_refused_with_those_that_have_some(tmp_path: P
 
 def test_a_file_that_is_no_parquet_or_is_cut_short_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", {"text": ["one"] * 9})
-    for content in (b"", b"text", b"version https://git-lfs.github.com/spec/v1\n", file.read_bytes()[:-9]):
+    for content in (b"", b"text", file.read_bytes()[:-9]):
         file.write_bytes(content)
         with pytest.raises(InvalidRequest, match=r"a Parquet file, got 'a\.parquet: "):
             check_parquet(file, "text")
+
+
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(InvalidRequest, match=r"a Parquet file, got 'a\.parquet: it is a pointer of Git LFS.*lfs pull"):
+        check_parquet(tmp_path / "a.parquet", "text")
 
 
 def test_a_page_that_is_broken_is_named_when_it_is_read(tmp_path: Path) -> None:

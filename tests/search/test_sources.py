@@ -359,6 +359,13 @@ def test_a_file_that_is_not_read_is_answered_with_what_to_do(name: str, cure: st
         resolve_text("folder", [root])
 
 
+def test_a_pipe_among_texts_is_passed_over(root: Path) -> None:
+    (root / "a.txt").write_text("text")
+    os.mkfifo(root / "b.txt")
+    source = resolve_text(".", [root])
+    assert (source.files, source.passed_over) == ((root / "a.txt",), ("b.txt",))
+
+
 def test_a_link_among_what_is_passed_over_is_refused_all_the_same(root: Path) -> None:
     (root / "corpus").mkdir()
     (root / "corpus" / "a.txt").write_text("text")

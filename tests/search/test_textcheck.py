@@ -66,6 +66,15 @@ def test_of_many_files_some_are_looked_at_the_last_one_too(tmp_path: Path, monke
     assert "8.jsonl" in str(refused(tmp_path, "."))
 
 
+def test_a_file_that_is_gone_by_then_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    data = DataRequest(train="a.txt")
+    texts = resolve_texts(data, [tmp_path])
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(InvalidRequest, match=r"a\.txt: No such file"):
+        check_texts(texts, data)
+
+
 def test_a_fault_of_a_file_is_told_at_the_place_of_its_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("fine")
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")

@@ -71,6 +71,7 @@ def test_a_file_whose_compression_is_cut_short_or_is_none_is_named(tmp_path: Pat
     ("content", "said"),
     [
         (TEXT.encode("utf-16"), "it is UTF-16.*iconv -f UTF-16 -t UTF-8 a.txt"),
+        (TEXT.encode("utf-32"), "it is UTF-32"),
         (TEXT.encode("utf-16-le"), "bytes of value 0.*iconv -f UTF-16LE"),
         (TEXT.encode("latin-1"), "byte 1: invalid continuation byte.*WINDOWS-1252"),
         (gzip.compress(b"text"), r"compressed by gzip.*end in \.gz"),

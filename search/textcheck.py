@@ -10,6 +10,7 @@ from pathlib import Path
 from search.data import DataRequest
 from search.errors import InvalidInput, InvalidRequest
 from search.parquet import check_parquet
+from search.patience import checkpoint
 from search.sources import TextSource
 from search.textfields import parse_line
 from search.textfiles import BLOCK, check_text, format_of, opened
@@ -39,6 +40,7 @@ def _faults(source: TextSource, text_field: str) -> Iterator[InvalidInput]:
     if len(files) > most:
         files = tuple(files[index * (len(files) - 1) // (most - 1)] for index in range(most))
     for file in files:
+        checkpoint()
         try:
             check_file(file, text_field)
         except InvalidInput as error:

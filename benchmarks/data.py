@@ -24,6 +24,7 @@ from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from search.sources import TextSource, resolve_text
 from search.texts import BlendedText, Texts
 from workers.compress.corpus import read_documents
+from workers.compress.cutting import LONGEST_PIECE
 from workers.compress.data import pack
 from workers.compress.tokenizer import load_tokenizer
 
@@ -71,7 +72,8 @@ def _anonymous_bytes() -> int:
 def write_corpora(folder: Path, copies: Sequence[int], corpora: Path) -> Iterator[tuple[int, Path]]:
     """A folder of JSON lines for each number of copies."""
     found = resolve_text(".", [corpora])
-    documents = list(read_documents(TextSource(files=found.files, num_bytes=0), REQUEST.data, folder))
+    source = TextSource(files=found.files, num_bytes=0)
+    documents = [unit.text for unit in read_documents(source, REQUEST.data, folder, longest=LONGEST_PIECE)]
     for count in copies:
         place = folder / f"copies-{count}"
         place.mkdir()

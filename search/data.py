@@ -54,17 +54,19 @@ class DataRequest:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     train: TextRequest
-    """A text file or a directory of .txt, .jsonl and .parquet files, as a path below one of the server's data roots.
+    """A text file or a directory of .txt, .jsonl (or .ndjson) and .parquet files, the first two also compressed (.gz,
+    .bz2, .zst), as a path below one of the server's data roots.
     Where the server allows it, a dataset of the Hugging Face hub: `hf://datasets/owner/name`, with a revision
     (`@main`) and a folder in it (`/data`) if need be. A list of such texts with weights is a blend: documents are
     taken from each in proportion, counted in tokens, until the first of them ends."""
     validation: TextRequest | None = None
-    """Text of the validation and test windows; where there is none, they are held out of `train`. What is found in both
-    is not trained on."""
+    """Text of the validation and test windows; where there is none, they are held out of `train`. Documents that are
+    found in both, or in both but for little, are not trained on."""
     selection: SelectionRequest | None = None
     """How training windows are chosen; where there is none, as they come."""
     text_field: str = "text"
-    """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text."""
+    """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text; by its path where it
+    stands inside another: `data.text`. Null there is an empty document."""
     document_separator: str = "<|endoftext|>"
     """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
     sequence_length: int = 256
@@ -74,7 +76,7 @@ class DataRequest:
     validation_samples: int = 256
     """Held-out windows on which candidates are ranked."""
     test_samples: int = 128
-    """Held-out windows, disjoint from all others, on which a candidate is also measured."""
+    """Held-out windows, of other documents than all others, on which a candidate is also measured."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation"):

@@ -234,7 +234,7 @@ def _described(name: str, roots: Sequence[Path]) -> HarnessTask:
 
     path = resolve_task_file(name, roots)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = getattr(error, "problem", None) or "it is not UTF-8"
         raise InvalidRequest(
@@ -252,7 +252,8 @@ def _described(name: str, roots: Sequence[Path]) -> HarnessTask:
     if not isinstance(kwargs, dict) or set(kwargs) != {"data_files"}:
         raise InvalidRequest(expected="dataset_kwargs with data_files and nothing else", got=kwargs)
     files = _data_files(kwargs["data_files"], PurePosixPath(name).parent, roots)
-    own = {"task": harness_name(name), "dataset_kwargs": {"data_files": files}}
+    kwargs = {"data_files": files, "encoding": "utf-8-sig"}  # past a byte order mark
+    own = {"task": harness_name(name), "dataset_kwargs": kwargs}
     return HarnessTask(name=harness_name(name), config=config | own, is_local=True)
 
 

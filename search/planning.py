@@ -25,6 +25,7 @@ from search.request import BudgetRequest, ImportanceRequest, SearchRequest, Teac
 from search.sources import resolve_teacher
 from search.space import FeasibleSet, SearchSpace
 from search.tasks import read_task
+from search.textcheck import check_texts
 from search.texts import BlendedText, HubDataset, Texts, resolve_texts
 
 
@@ -161,8 +162,10 @@ def _reference(request: SearchRequest, model_roots: Sequence[Path]) -> TeacherRe
 
 
 def _texts(request: SearchRequest, data_roots: Sequence[Path], *, allow_hub: bool) -> Texts:
-    """The text, if its bytes could hold the tokens: a token is a byte or more, so no text that would do is refused."""
+    """The text, if its files can be read as far as they show at once, and its bytes could hold the tokens: a token is
+    a byte or more, so no text that would do is refused."""
     texts = resolve_texts(request.data, data_roots, allow_hub=allow_hub)
+    check_texts(texts, request.data)
     if texts.held_out:
         _require_bytes(texts.held_out, request.held_out_tokens, "validation and test")
         _require_bytes(texts.train, request.train_tokens_needed, "calibration and distillation")
@@ -181,7 +184,7 @@ def _require_bytes(blend: Sequence[BlendedText], tokens: int, purpose: str) -> N
             got=f"{source.num_bytes:,} bytes in {len(source.files)} file(s)",
             where=text.where,
             hint="Name more text, or lower distillation.tokens. The tokens themselves are counted when the search "
-            "starts.",
+            "starts." + (f" {source.hint}" if source.hint else ""),
             bytes=source.num_bytes,
             tokens_needed=needed,
         )

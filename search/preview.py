@@ -128,6 +128,10 @@ class Preview:
     budgets: tuple[BudgetPreview, ...]
     text_bytes: int
     """Of all files; compressed ones as they are, what is on the hub not counted."""
+    text_files: int
+    """That are read."""
+    text_passed_over: tuple[str, ...]
+    """Files in folders of text that are not read, as they are none of its formats; of each folder the first few."""
     tokens_needed: int
     """Whether the text holds as many is counted when the search starts."""
     correction_memory: MemoryEstimate | None
@@ -143,6 +147,8 @@ def preview(planned: Plan) -> Preview:
         axes=dict(planned.space.axes),
         budgets=tuple(_preview_budget(planned, feasible) for feasible in planned.feasible),
         text_bytes=planned.texts.num_bytes,
+        text_files=sum(len(source.files) for source in planned.texts.sources),
+        text_passed_over=planned.texts.passed_over,
         tokens_needed=request.tokens_needed,
         correction_memory=_correction_memory(planned),
         cost=estimate_cost(planned),

@@ -17,6 +17,7 @@ from search.errors import CandidateFailed, IllegalTransition
 from search.families import FAMILIES
 from search.learning_rate import RateSweep, with_rate
 from search.request import SearchRequest
+from search.text_report import TextReport
 
 _STORED: dict[str, Any] = {"extra": "forbid"}
 
@@ -184,6 +185,8 @@ class Preparation:
     targets_dtype: str | None = None
     #: Whether that loses something of what the teacher computes in (``environment["teacher_dtype"]``).
     targets_lossy: bool = False
+    #: What was left out of the text; None of searches that were prepared before it was kept.
+    text: TextReport | None = None
 
     @property
     def artifacts(self) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ quote names, never the server's own paths.
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,11 +17,26 @@ from search.accidents import Fault, StoredTensor, quantisation
 from search.checkpoint import read_headers, refuse
 from search.errors import ForbiddenSource, InvalidRequest, SourceNotFound, UnusableTeacher
 from search.patience import checkpoint
+from search.textfiles import format_of, is_compressed
 
 #: Files that `pickle` writes: loading one runs whatever it says.
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-_TASK_SUFFIXES = (".txt", ".jsonl")
-TEXT_SUFFIXES = (*_TASK_SUFFIXES, ".parquet")
+_TEXTS = ".txt, .jsonl or .parquet (the first two also with .gz, .bz2 or .zst behind)"
+_TASKS = ".txt or .jsonl"
+#: What to do with files that people have and that are not read.
+_CURES = {
+    ".json": "Where JSON has an object on every line, have its name end in .jsonl; where it is one list: "
+    "jq -c '.[]' FILE.json > FILE.jsonl.",
+    ".arrow": "What save_to_disk wrote becomes Parquet by: datasets.load_from_disk(…).to_parquet(…).",
+    ".csv": "A table becomes Parquet by: pandas.read_csv(…).to_parquet(…).",
+    ".tsv": "A table becomes Parquet by: pandas.read_csv(…, sep='\\t').to_parquet(…).",
+    ".zip": "Unpack the archive.",
+    ".tar": "Unpack the archive.",
+    ".tgz": "Unpack the archive.",
+    ".xz": "Decompress it: xz -d.",
+    ".md": "Where it is text to train on, have its name end in .txt.",
+    "": "Where it is text to train on, have its name end in .txt.",
+}
 
 _CONFIG = "config.json"
 _TOKENIZER = "tokenizer.json"
@@ -64,16 +79,26 @@ class TeacherSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSource:
-    """The ``.txt``, ``.jsonl`` and ``.parquet`` files of a name."""
+    """The files of a name that are read: see `search.textfiles`."""
 
     #: Sorted by their path below the name, so that the text is the same on every machine.
     files: tuple[Path, ...]
     num_bytes: int
+    #: What else is in the folder, by its path in it, sorted; hidden files are not told.
+    passed_over: tuple[str, ...] = ()
 
     @property
     def most_tokens(self) -> int | None:
         """What it may hold at most, as a token is a byte or more; None where files are compressed: nobody knows."""
-        return None if any(file.suffix == ".parquet" for file in self.files) else self.num_bytes
+        return None if any(map(is_compressed, self.files)) else self.num_bytes
+
+    @property
+    def hint(self) -> str | None:
+        """What is passed over, and what to do where it is to be read; None where nothing is."""
+        if not self.passed_over:
+            return None
+        cures = dict.fromkeys(cure for name in self.passed_over if (cure := _cure(name)))
+        return " ".join([f"Not read: {shortened(self.passed_over)}.", *cures])
 
 
 def resolve_teacher(name: str, roots: Sequence[Path]) -> TeacherSource:
@@ -119,9 +144,9 @@ def resolve_text(name: str, roots: Sequence[Path]) -> TextSource:
     Raises:
         SourceNotFound: no root holds it, or there is no text in it; the hint names what the roots hold.
         ForbiddenSource: it leaves the roots or leads through a symlink.
-        InvalidRequest: a file that is neither ``.txt`` nor ``.jsonl`` nor ``.parquet``.
+        InvalidRequest: a file whose name says that it is none of `search.textfiles`.
     """
-    return _resolve_files("text", name, roots, TEXT_SUFFIXES)
+    return _resolve_files("text", name, roots, is_text, _TEXTS)
 
 
 def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
@@ -131,7 +156,7 @@ def resolve_task(name: str, roots: Sequence[Path]) -> TextSource:
         InvalidInput: as `resolve_text` does.
         InvalidRequest: the files are larger than any task: they are read as a whole when a search is submitted.
     """
-    source = _resolve_files("task", name, roots, _TASK_SUFFIXES)
+    source = _resolve_files("task", name, roots, _is_task, _TASKS)
     if source.num_bytes > MAX_TASK_BYTES:
         raise InvalidRequest(
             expected=f"a task of at most {MAX_TASK_BYTES:,} bytes",
@@ -163,25 +188,54 @@ def resolve_dataset(name: str, roots: Sequence[Path]) -> Path | None:
     path = _locate(name, roots)
     if path is None or not path.is_dir():
         return None
-    _files(path, name, TEXT_SUFFIXES)  # looks at everything inside
+    _files(path, name, is_text)  # looks at everything inside
     return path
 
 
-def _resolve_files(kind: str, name: str, roots: Sequence[Path], suffixes: Sequence[str]) -> TextSource:
-    path, known = _locate(name, roots), f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+def is_text(file: Path) -> bool:
+    """Whether a file is read where it lies in a text's folder: hidden ones are not, whatever they are called."""
+    return format_of(file) is not None and not _is_hidden(file)
+
+
+def _is_task(file: Path) -> bool:
+    """Tasks are read as a whole when a search is submitted: compressed, they could be of any size."""
+    return is_text(file) and not is_compressed(file)
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") and path.name not in (".", "..")
+
+
+def _resolve_files(
+    kind: str, name: str, roots: Sequence[Path], is_wanted: Callable[[Path], bool], known: str
+) -> TextSource:
+    path = _locate(name, roots)
     if path is None:
         raise SourceNotFound(
             expected=f"a {kind} file or directory below a data root", got=name, hint=_offer(_texts(roots))
         )
     if path.is_dir():
-        files = _files(path, name, suffixes)
-    elif path.is_file() and path.suffix in suffixes:
-        files = (path,)
+        files, others = _files(path, name, is_wanted)
+    elif path.is_file() and is_wanted(path):
+        files, others = (path,), ()
     else:
-        raise InvalidRequest(expected=f"a {known} file, or a directory of them", got=name)
+        raise InvalidRequest(expected=f"a {known} file, or a directory of them", got=name, hint=_cure(path.name))
+    source = TextSource(files=files, num_bytes=sum(file.stat().st_size for file in files), passed_over=others)
     if not files:
-        raise SourceNotFound(expected=f"a directory with {known} files", got=name, hint=_offer(_texts(roots)))
-    return TextSource(files=files, num_bytes=sum(file.stat().st_size for file in files))
+        raise SourceNotFound(
+            expected=f"a directory with {known} files", got=name, hint=source.hint or _offer(_texts(roots))
+        )
+    return source
+
+
+def _cure(name: str) -> str | None:
+    return _CURES.get(Path(name).suffix.lower())
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - _OFFER_NAMES:,} more" if len(names) > _OFFER_NAMES else ""
+    return ", ".join(names[:_OFFER_NAMES]) + more
 
 
 def _locate(name: str, roots: Sequence[Path]) -> Path | None:
@@ -245,7 +299,7 @@ def _json_object(path: Path, name: str) -> dict[str, Any]:
             expected=f"a {path.name} of at most {MAX_JSON_BYTES:,} bytes", got=f"{path.stat().st_size:,} bytes"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond reason
         raise UnusableTeacher(expected=f"valid JSON in {path.name}", got=name, hint=f"{error}.") from None
     if not isinstance(content, dict):
@@ -326,13 +380,20 @@ def _shards(folder: Path, name: str) -> tuple[tuple[Path, ...], Mapping[str, str
     return tuple(folder / shard for shard in shards), index
 
 
-def _files(folder: Path, name: str, suffixes: Sequence[str]) -> tuple[Path, ...]:
-    found = []
+def _files(folder: Path, name: str, is_wanted: Callable[[Path], bool]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """The files below a folder that are wanted, and the names of the others. Raises ForbiddenSource for a link."""
+    found: list[Path] = []
+    others: list[str] = []
     for place, folders, files in os.walk(folder):
         checkpoint()
         _refuse_links(Path(place), name, [*folders, *files])
-        found += [Path(place, file) for file in files if Path(file).suffix in suffixes]
-    return tuple(sorted(found, key=lambda file: file.relative_to(folder).as_posix()))
+        folders[:] = [each for each in folders if not _is_hidden(Path(each))]
+        for file in (Path(place, each) for each in files if not _is_hidden(Path(each))):
+            if is_wanted(file) and file.is_file():  # a pipe would block whoever reads it
+                found.append(file)
+            else:
+                others.append(file.relative_to(folder).as_posix())
+    return tuple(sorted(found, key=lambda file: file.relative_to(folder).as_posix())), tuple(sorted(others))
 
 
 # What the roots hold, for the hints.
@@ -348,7 +409,7 @@ def _models(roots: Sequence[Path]) -> Iterator[str]:
 
 
 def _texts(roots: Sequence[Path]) -> Iterator[str]:
-    return (name for name, _, files in _folders(roots) if any(Path(file).suffix in TEXT_SUFFIXES for file in files))
+    return (name for name, _, files in _folders(roots) if any(is_text(Path(file)) for file in files))
 
 
 def _folders(roots: Sequence[Path]) -> Iterator[tuple[str, list[str], list[str]]]:

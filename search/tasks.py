@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from search.errors import InvalidRequest
 from search.sources import resolve_task
+from search.textfiles import format_of
 
 TaskKind = Literal["minimal_pairs", "last_word"]
 
@@ -77,7 +78,7 @@ def read_task(name: str, roots: Sequence[Path], *, limit: int | None = None) -> 
 
 
 def _read(file: Path, *, group: str) -> tuple[TaskKind, list[TaskItem]]:
-    parsed = list(_parse_objects(file) if file.suffix == ".jsonl" else _parse_pairs(file))
+    parsed = list(_parse_objects(file) if format_of(file) == "jsonl" else _parse_pairs(file))
     kinds = {kind for kind, _ in parsed}
     if len(kinds) != 1:
         raise InvalidRequest(expected="at least one item in every file, all of one kind", got=file.name)
@@ -122,7 +123,7 @@ def _text(found: Any) -> str:
 
 def _decode(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         got = f"{file.name}, byte {error.start}: {error.reason}"
         raise InvalidRequest(expected="task files in UTF-8", got=got) from error

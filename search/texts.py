@@ -7,7 +7,7 @@ from pathlib import Path
 
 from search.data import DataRequest, TextRequest, WeightedText
 from search.errors import ForbiddenSource, InvalidInput, InvalidRequest
-from search.sources import TextSource, resolve_text
+from search.sources import TextSource, resolve_text, shortened
 
 _HUB = "hf://"
 #: As the hub spells the files of its datasets; plain names only, so that nothing leads out of the dataset.
@@ -53,8 +53,18 @@ class Texts:
     @property
     def num_bytes(self) -> int:
         """Of the files, compressed ones as they are; the hub's are not counted."""
+        return sum(source.num_bytes for source in self.sources)
+
+    @property
+    def sources(self) -> tuple[TextSource, ...]:
+        """Those that are files."""
         sources = [text.source for text in (*self.train, *self.held_out)]
-        return sum(source.num_bytes for source in sources if isinstance(source, TextSource))
+        return tuple(source for source in sources if isinstance(source, TextSource))
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Files in folders of text that are not read, of each folder the first few."""
+        return tuple(shortened(source.passed_over) for source in self.sources if source.passed_over)
 
 
 def resolve_texts(data: DataRequest, roots: Sequence[Path], *, allow_hub: bool = False) -> Texts:

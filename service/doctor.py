@@ -15,7 +15,7 @@ from tempfile import TemporaryFile
 from sqlalchemy import make_url
 
 from search.errors import DatabaseNotCurrent, EspalierError
-from search.sources import TEXT_SUFFIXES
+from search.sources import is_text
 from search.store.sql import SqlStore, migrate
 from service.disk import LEAST_FREE_BYTES, nearest_folder
 from service.settings import ServiceSettings
@@ -191,8 +191,7 @@ def _texts(root: Path) -> Sequence[str]:
     return sorted(
         entry.name
         for entry in root.iterdir()
-        if entry.suffix in TEXT_SUFFIXES
-        or (entry.is_dir() and any(file.suffix in TEXT_SUFFIXES for file in entry.iterdir()))
+        if is_text(entry) or (entry.is_dir() and any(map(is_text, entry.iterdir())))
     )
 
 

@@ -71,7 +71,7 @@ def read_spec(path: Path) -> Spec:
         InvalidInput: the file holds no spec of this version.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
         version = data.get("spec_version") if isinstance(data, dict) else None
         if version != SPEC_VERSION:
             raise InvalidInput(expected=f"a spec of version {SPEC_VERSION}", got=version, where=("spec_version",))

@@ -22,6 +22,7 @@ from search.request import TokenizerReading
 from search.selection import Selection
 from search.serialization import from_artifact
 from search.sources import resolve_teacher
+from workers.compress.marks import unmarked
 from workers.compress.tokenizer import CONFIG as TOKENIZER_CONFIG
 from workers.compress.tokenizer import FILE as TOKENIZER
 from workers.compress.tokenizer import exported_config
@@ -174,7 +175,7 @@ def write_companions(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COPIED_FILES:
         if (teacher / name).is_file():
-            shutil.copyfile(teacher / name, folder / name)
+            (folder / name).write_bytes(unmarked(teacher / name))
     if (teacher / TOKENIZER).is_file() and (written := exported_config(teacher, tokenizer)) is not None:
         (folder / TOKENIZER_CONFIG).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 

@@ -119,8 +119,8 @@ def _lay(request: dict[str, Any], path: str, value: Any) -> None:
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        request = json.loads(text)
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        request = json.loads(content)  # of bytes: past a byte order mark
     except OSError as error:
         raise InvalidInput(expected="a file that can be read", got=file, hint=f"{error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -1,11 +1,13 @@
 """The API's answers as tables for people: 100 columns wide, with fewer columns where the terminal is narrower."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from rich.console import Console
 
+from search.serialization import from_json
+from search.text_report import TextReport
 from service.commands.output import facts, number, quantity, table
 
 Json = Mapping[str, Any]
@@ -128,7 +130,8 @@ def show_search(search: Json, out: Console) -> None:
                     for index, sweep in enumerate(preparation["learning_rates"] if preparation else ())
                 ),
                 *((f"budget {index}", budget_name(budget)) for index, budget in enumerate(search["budgets"])),
-                ("text", search["request"]["data"]["train"]),
+                ("text", text_name(search["request"]["data"]["train"])),
+                *(("about the text", note) for note in _text_notes(preparation)),
                 ("distillation", f"{search['request']['distillation']['tokens']:,} tokens a candidate"),
                 ("candidates", f"at most {progress['planned']}" + (f": {counts}" if counts else "")),
                 *([("repeats", f"{progress['repeats']} runs with other seeds")] if progress["repeats"] else []),
@@ -138,6 +141,20 @@ def show_search(search: Json, out: Console) -> None:
             ]
         )
     )
+
+
+def text_name(text: str | Sequence[Json]) -> str:
+    """A text by its path; a blend by its parts and their shares of the tokens."""
+    if isinstance(text, str):
+        return text
+    total = sum(part["weight"] for part in text)
+    return ", ".join(f"{part['path']} ({100 * part['weight'] / total:.3g}%)" for part in text)
+
+
+def _text_notes(preparation: Json | None) -> Sequence[str]:
+    """What a user may not expect of how the text was read."""
+    report = preparation.get("text") if preparation else None
+    return from_json(TextReport, report).notes if report else ()
 
 
 def _teacher_loss(preparation: Json) -> str:
@@ -350,8 +367,8 @@ def show_spec(spec: Json, out: Console) -> None:
                 ),
                 (
                     "recipe",
-                    f"{recipe['loss']}, {recipe['distillation']['tokens']:,} tokens of {recipe['data']['train']}, "
-                    f"learning rate {recipe['distillation']['learning_rate']:g}",
+                    f"{recipe['loss']}, {recipe['distillation']['tokens']:,} tokens of "
+                    f"{text_name(recipe['data']['train'])}, learning rate {recipe['distillation']['learning_rate']:g}",
                 ),
             ]
         )
@@ -391,7 +408,12 @@ def show_preview(preview: Json, out: Console) -> None:
             [
                 ("teacher", f"{teacher['model']}, {teacher['parameters']:,} parameters"),
                 *((name, _values(values)) for name, values in preview["axes"].items()),
-                ("text", f"{preview['text_bytes']:,} bytes for {preview['tokens_needed']:,} tokens needed"),
+                (
+                    "text",
+                    f"{preview['text_bytes']:,} bytes in {preview['text_files']:,} files for "
+                    f"{preview['tokens_needed']:,} tokens needed",
+                ),
+                *(("not read", names) for names in preview["text_passed_over"]),
                 ("candidates", f"at most {cost['num_candidates']}"),
                 *([("repeats", f"at most {cost['num_repeats']}")] if cost["num_repeats"] else []),
                 ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),

@@ -118,6 +118,32 @@ def test_what_a_model_is_asked_is_counted_in_bytes(tmp_path: Path) -> None:
     assert check_harness_tasks(replace(ASKED, harness_limit=1), [tmp_path]) == sum(sizes[:2])
 
 
+def test_a_task_behind_byte_order_marks_asks_the_same(tmp_path: Path) -> None:
+    write_task(tmp_path / "pairs.yaml", ITEMS)
+    plain = digest(load_harness_tasks(ASKED, [tmp_path]))
+    marked = [file for file in tmp_path.iterdir() if file.suffix in (".yaml", ".jsonl")]
+    assert len(marked) == 2
+    for file in marked:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert digest(load_harness_tasks(ASKED, [tmp_path])) == plain
+
+
+def test_the_lines_of_a_text_are_read_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    settings: Any = {
+        "dataset_path": "text",
+        "dataset_kwargs": {"data_files": {"test": "lines.txt"}},
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "doc_to_choice": None,
+        "output_type": "loglikelihood",
+        "metric_list": [{"metric": "acc"}],
+    }
+    write_task(tmp_path / "pairs.yaml", ITEMS, **settings)
+    (task,) = load_harness_tasks(ASKED, [tmp_path]).values()
+    assert [asked[1].strip() for asked in texts_of(task)] == ["one", "two"]
+
+
 def test_the_digest_changes_with_the_data_and_nothing_else(tmp_path: Path) -> None:
     def current() -> str | None:
         return digest(load_harness_tasks(ASKED, [tmp_path]))

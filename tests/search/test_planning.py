@@ -1,5 +1,6 @@
 """`search.planning`."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -218,11 +219,30 @@ def test_a_reference_that_is_not_there_is_refused_at_its_place(roots: Path) -> N
 
 
 def test_how_much_compressed_text_and_the_hub_hold_is_not_known_yet(roots: Path) -> None:
-    (roots / "text.parquet").write_bytes(b"1")
-    make_plan(roots, data=BODY["data"] | {"train": "text.parquet"})
+    (roots / "text.txt.gz").write_bytes(gzip.compress(b"one"))
+    make_plan(roots, data=BODY["data"] | {"train": "text.txt.gz"})
     hub = from_json(SearchRequest, BODY | {"data": BODY["data"] | {"train": "hf://datasets/owner/name"}})
     planned = plan(hub, model_roots=[roots], data_roots=[roots], allow_hub=True)
     assert preview(planned).text_bytes == 0
+
+
+def test_a_field_that_the_text_does_not_have_is_refused_with_those_that_it_has(roots: Path) -> None:
+    (roots / "content.jsonl").write_text('{"content": "' + "x" * TOKENS_NEEDED + '"}\n')
+    data = BODY["data"] | {"train": "content.jsonl"}
+    error = refused(roots, InvalidRequest, "data.text_field", data=data)
+    assert "Texts stand in 'content'" in str(error)
+    make_plan(roots, data=data | {"text_field": "content"})
+
+
+def test_what_is_passed_over_in_a_folder_is_previewed_and_told_where_the_rest_is_too_little(roots: Path) -> None:
+    (roots / "corpus").mkdir()
+    (roots / "corpus" / "a.TXT").write_text("x" * TOKENS_NEEDED)
+    (roots / "corpus" / "b.csv").write_text("a,b")
+    data = BODY["data"] | {"train": "corpus"}
+    shown = preview(make_plan(roots, data=data))
+    assert (shown.text_files, shown.text_passed_over) == (1, ("b.csv",))
+    (roots / "corpus" / "a.TXT").write_text("x")
+    assert "Not read: b.csv. A table becomes Parquet" in str(refused(roots, InsufficientText, "data.train", data=data))
 
 
 def test_the_hub_is_refused_where_it_is_not_allowed(roots: Path) -> None:

@@ -187,6 +187,12 @@ def test_a_broken_index_is_unusable(index: str, root: Path) -> None:
         resolve_teacher("small", [root])
 
 
+def test_a_config_behind_a_byte_order_mark_is_read(root: Path) -> None:
+    file = write_model(root / "small") / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert resolve_teacher("small", [root]).config == CONFIG
+
+
 @pytest.mark.parametrize("config", [b"[1]", b"{", b"\xff\xfe", b"", b'"llama"'])
 def test_a_config_that_is_no_json_object_is_unusable(config: bytes, root: Path) -> None:
     (write_model(root / "small") / "config.json").write_bytes(config)
@@ -335,6 +341,45 @@ def test_a_directory_is_all_its_texts_in_the_order_of_their_paths(root: Path) ->
     assert source.num_bytes == 12
 
 
+def test_what_is_no_text_in_a_directory_is_passed_over_and_told_but_for_what_is_hidden(root: Path) -> None:
+    for name in ("A.TXT", "deep/b.jsonl.gz", "README.md", "deep/c.csv", ".DS_Store", "._A.txt", ".git/d.txt"):
+        (root / "corpus" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "corpus" / name).write_text("text")
+    source = resolve_text("corpus", [root])
+    assert [file.name for file in source.files] == ["A.TXT", "b.jsonl.gz"]
+    assert source.passed_over == ("README.md", "deep/c.csv")
+    assert source.hint is not None
+    assert source.hint.startswith("Not read: README.md, deep/c.csv.")
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [("a.json", "jq -c"), ("a.CSV", "to_parquet"), ("a.arrow", "load_from_disk"), ("a.zip", "Unpack"), ("a", ".txt")],
+)
+def test_a_file_that_is_not_read_is_answered_with_what_to_do(name: str, cure: str, root: Path) -> None:
+    (root / "folder").mkdir()
+    (root / "folder" / name).write_text("text")
+    with pytest.raises(InvalidRequest, match=rf"\.jsonl or \.parquet.*{cure}"):
+        resolve_text(f"folder/{name}", [root])
+    with pytest.raises(SourceNotFound, match=rf"Not read: {name}\..*{cure}"):
+        resolve_text("folder", [root])
+
+
+def test_a_pipe_among_texts_is_passed_over(root: Path) -> None:
+    (root / "a.txt").write_text("text")
+    os.mkfifo(root / "b.txt")
+    source = resolve_text(".", [root])
+    assert (source.files, source.passed_over) == ((root / "a.txt",), ("b.txt",))
+
+
+def test_a_link_among_what_is_passed_over_is_refused_all_the_same(root: Path) -> None:
+    (root / "corpus").mkdir()
+    (root / "corpus" / "a.txt").write_text("text")
+    (root / "corpus" / ".hidden").symlink_to(root)
+    with pytest.raises(ForbiddenSource, match="is a link"):
+        resolve_text("corpus", [root])
+
+
 def test_a_missing_text_is_answered_with_what_there_is(root: Path) -> None:
     (root / "corpus").mkdir()
     (root / "corpus" / "a.txt").write_text("text")
@@ -415,12 +460,14 @@ def test_a_task_is_found_like_a_text(root: Path) -> None:
         ("alias.txt", ForbiddenSource, "is a link"),
         ("task.csv", InvalidRequest, r"a \.txt or \.jsonl"),
         ("task.parquet", InvalidRequest, r"a \.txt or \.jsonl"),
+        ("task.txt.gz", InvalidRequest, r"a \.txt or \.jsonl"),
     ],
 )
 def test_a_task_is_refused_like_a_text(name: str, kind: type[Exception], said: str, root: Path) -> None:
     (root / "task.txt").write_text("one\ntwo\n")
     (root / "task.csv").write_text("one,two\n")
     (root / "task.parquet").write_text("one,two\n")
+    (root / "task.txt.gz").write_text("one,two\n")
     (root / "alias.txt").symlink_to(root / "task.txt")
     with pytest.raises(kind, match=said):
         resolve_task(name, [root])

@@ -87,6 +87,17 @@ def test_a_task_has_files_of_one_kind(tmp_path: Path) -> None:
         read_task("t", [tmp_path])
 
 
+def test_a_task_behind_a_byte_order_mark_or_with_capitals_in_its_name_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "marked").mkdir()
+    (tmp_path / "plain").mkdir()
+    line = '{"sentence_good": "it is.", "sentence_bad": "it are."}\n'
+    for folder, encoding in (("plain", "utf-8"), ("marked", "utf-8-sig")):
+        (tmp_path / folder / "a.JSONL").write_text(line, encoding=encoding)
+        (tmp_path / folder / "b.TXT").write_text("it are .\nit is .\n", encoding=encoding)
+    assert read_task("marked", [tmp_path]) == read_task("plain", [tmp_path])
+    assert [item.texts for item in read_task("marked", [tmp_path]).items] == [("it is.", "it are.")] * 2
+
+
 def test_a_file_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n\xff\n")
     with pytest.raises(InvalidRequest, match=r"a\.txt, byte 4"):

@@ -85,6 +85,14 @@ def ended(espalier: Shell, served: Served, request_file: Path) -> tuple[str, Han
 # --- submit and preview
 
 
+def test_a_request_is_read_as_editors_and_shells_of_windows_write_it(espalier: Shell, request_file: Path) -> None:
+    text = request_file.read_text()
+    previewed = espalier.json("preview", "-", stdin="\ufeff" + text)
+    for encoding in ("utf-8-sig", "utf-16"):
+        request_file.write_text(text, encoding=encoding)
+        assert espalier.json("preview", request_file) == previewed
+
+
 def test_a_file_is_submitted(espalier: Shell, served: Served, request_file: Path) -> None:
     lines = espalier.lines("submit", request_file)
     search = served.store.list_searches(limit=1)[0]
@@ -163,7 +171,7 @@ def test_input_that_is_no_request_is_said_with_exit_code_2(
     monkeypatch.chdir(tmp_path)
     Path("list.json").write_text("[1]")
     Path("broken.json").write_text("{")
-    Path("binary.json").write_bytes(b"\xff\xfe")
+    Path("binary.json").write_bytes(b"\xff\xff")
     Path("teacher.json").write_text('{"teacher": "tiny"}')
     result = espalier(*arguments)
     assert result.exit_code == 2

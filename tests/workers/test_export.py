@@ -117,6 +117,15 @@ def test_the_config_says_float32_whatever_the_teacher_was_stored_in(tmp_path: Pa
     }
 
 
+def test_the_tokenizer_is_written_without_byte_order_marks(tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    teacher.mkdir()
+    out.mkdir()
+    (teacher / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8-sig")
+    write_companions(out, ARCHITECTURE, Selection.identity(ARCHITECTURE), teacher=teacher, teacher_config=CONFIG)
+    assert (out / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
+
+
 def test_a_directory_that_exists_is_left_alone(
     home: Home, outcome: tuple[SearchRecord, CandidateRecord], tmp_path: Path
 ) -> None:

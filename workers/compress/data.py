@@ -1,11 +1,14 @@
-"""Text to packed windows of tokens, in four disjoint splits.
+"""Text to packed windows of tokens, in four splits, none of which has a document of another.
 
 1. Documents come in the order of a salted hash of their content, exact repeats dropped: which documents are held out
-   depends on the text alone, not on a seed, on file names or on the order of lines (`workers.compress.corpus`).
+   depends on the text alone, not on a seed, on file names or on the order of lines (`workers.compress.corpus`). One
+   that is too long for a split is cut into sections with gaps between them, and those are what belongs to one split
+   (`workers.compress.cutting`).
 2. They are tokenised with the teacher's tokenizer, with the special tokens that it wants around them
    (`workers.compress.documents`).
 3. Whole documents are packed into windows of equal length, split by split, the held-out ones first. A document belongs
-   to one split only, so what is left of a split's last document is dropped.
+   to one split only, so what is left of a split's last document is dropped; and one that repeats most of a held-out
+   document is passed over (`workers.compress.overlap`).
 
 Shapes: W windows of T tokens.
 """
@@ -14,28 +17,37 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from search.errors import InsufficientText, UnusableTeacher
 from search.request import SearchRequest
-from search.serialization import to_json
+from search.serialization import canonical_json, from_json, to_json
+from search.text_report import TextReport
 from search.texts import Texts
 from workers.compress.corpus import contents
 from workers.compress.documents import Blend, Reader, beginning, encode, num_cores
+from workers.compress.overlap import HeldOut, sequences
 
 #: In the order in which documents go to them: what is held out does not move when more is trained or calibrated on.
 SPLITS = ("validation", "test", "calibration", "train")
 
+_HELD_OUT = ("validation", "test")
+
 #: Part of the key under which windows are found again: to be raised when they are packed differently.
-PACKING_VERSION = 1
+PACKING_VERSION = 2
+
+#: Where a file of windows has its report.
+_REPORT = "report"
 
 #: Told how many tokens are packed, and of how many.
 Progress = Callable[[int, int], None]
@@ -49,6 +61,8 @@ class Tokens:
     test: Tensor
     calibration: Tensor
     train: Tensor
+    #: What became of the documents.
+    report: TextReport = field(default_factory=TextReport)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -67,8 +81,15 @@ class Tokens:
 
     @classmethod
     def load(cls, path: Path) -> "Tokens":
-        """Memory-map a safetensors file of `tensors`."""
-        return cls(**load_file(path))
+        """Memory-map a safetensors file of `tensors`, and of `about` where it was written with it."""
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get(_REPORT, "{}")
+        return cls(**load_file(path), report=from_json(TextReport, json.loads(about)))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What stands beside the tensors in a file."""
+        return {_REPORT: canonical_json(self.report)}
 
 
 def _digest(splits: Mapping[str, Tensor]) -> str:
@@ -101,13 +122,14 @@ def pack(
 
     Raises:
         InvalidInput: a text cannot be read, as `workers.compress.corpus.read_documents` has it.
-        InsufficientText: fewer tokens than `SearchRequest.tokens_needed`; says how many there are.
+        InsufficientText: fewer tokens than `SearchRequest.tokens_needed`; says how many there are, and how many
+            documents were left out as repeats.
         UnusableTeacher: the tokenizer knows tokens that the model does not.
     """
     with tempfile.TemporaryDirectory(prefix="espalier-") as name:
         reader = Reader(tokenizer=tokenizer, data=request.data, folder=Path(name), processes=processes or num_cores())
         packed = _pack(texts, reader, request, progress or (lambda packed, total: None))
-    tokens = Tokens(**packed)
+    tokens = Tokens(**packed, report=from_json(TextReport, dict(reader.counts)))
     require_known(max(int(windows.max()) for windows in packed.values()), vocab_size=vocab_size)
     return tokens
 
@@ -115,26 +137,29 @@ def pack(
 def _pack(texts: Texts, reader: Reader, request: SearchRequest, progress: Progress) -> dict[str, Tensor]:
     data, seen = request.data, set[int]() if len(texts.train) + len(texts.held_out) > 1 else None
     held_out, rest = request.held_out_tokens, request.train_tokens_wanted
-    told = _Told(progress, total=held_out + rest)
+    told, known = _Told(progress, total=held_out + rest), HeldOut()
     if texts.held_out:
         judges = _Packer(
-            Blend(texts.held_out, reader, tokens=held_out, seen=seen),
+            Blend(texts.held_out, reader, tokens=held_out, held_out=known, seen=seen),
             needed=held_out,
             purpose="validation and test",
             told=told,
+            counts=reader.counts,
         )
         teaches = _Packer(
-            Blend(texts.train, reader, tokens=rest, seen=seen),
+            Blend(texts.train, reader, tokens=rest, held_out=known, seen=seen),
             needed=request.train_tokens_needed,
             purpose="calibration and distillation",
             told=told,
+            counts=reader.counts,
         )
     else:
         judges = teaches = _Packer(
-            Blend(texts.train, reader, tokens=held_out + rest, seen=seen),
+            Blend(texts.train, reader, tokens=held_out + rest, held_out=known, seen=seen),
             needed=request.tokens_needed,
             purpose="calibration, validation, test and distillation",
             told=told,
+            counts=reader.counts,
         )
     wanted = {
         "validation": (judges, data.validation_samples, data.validation_samples),
@@ -143,7 +168,12 @@ def _pack(texts: Texts, reader: Reader, request: SearchRequest, progress: Progre
         "train": (teaches, request.read_windows, request.fewest_read_windows),
     }
     return {
-        split: packer.take(reader.folder / split, (windows, data.sequence_length), at_least=at_least)
+        split: packer.take(
+            reader.folder / split,
+            (windows, data.sequence_length),
+            at_least=at_least,
+            held_out=known if split in _HELD_OUT else None,
+        )
         for split, (packer, windows, at_least) in wanted.items()
     }
 
@@ -223,29 +253,35 @@ class _Packer:
         needed: tokens that will be taken, at least.
         purpose: what for.
         told: of every document that is packed.
+        counts: what became of the documents.
     """
 
-    def __init__(self, documents: Blend, *, needed: int, purpose: str, told: _Told) -> None:
+    def __init__(self, documents: Blend, *, needed: int, purpose: str, told: _Told, counts: Mapping[str, int]) -> None:
         self._documents = documents
         self._needed = needed
         self._purpose = purpose
         self._told = told
+        self._counts = counts
         self._seen = 0
 
-    def take(self, path: Path, shape: tuple[int, int], *, at_least: int) -> Tensor:
+    def take(self, path: Path, shape: tuple[int, int], *, at_least: int, held_out: HeldOut | None = None) -> Tensor:
         """Windows of `shape` from documents that no other split sees, written to `path`; where they run out, as many
-        as there are.
+        as there are. They are added to what is `held_out`, once all are taken.
 
         Raises:
             InsufficientText: they are fewer than `at_least`.
         """
-        (windows, sequence_length), packed = shape, 0
+        (windows, sequence_length), packed, taken = shape, 0, list[NDArray[np.uint64]]()
         wanted = windows * sequence_length
         with path.open("wb") as file:
             while packed < wanted and (document := self._documents.next()) is not None:
                 file.write(document[: wanted - packed].tobytes())
                 packed += len(document)
                 self._told.packed(len(document))
+                if held_out is not None:
+                    taken.append(sequences(document))
+        if held_out is not None:
+            held_out.add(taken)
         self._seen += packed
         found = min(windows, packed // sequence_length)
         if found < at_least:
@@ -254,11 +290,15 @@ class _Packer:
         return torch.from_numpy(np.memmap(path, dtype=np.int32, mode="r+", shape=(found, sequence_length)))
 
     def _insufficient(self) -> InsufficientText:
+        report = from_json(TextReport, dict(self._counts))
         return InsufficientText(
             expected=f"text of at least {self._needed} tokens ({self._purpose})",
             got=self._seen,
             where=self._documents.ended,
-            hint="Give more text, or lower distillation.tokens or the numbers of samples.",
+            hint=" ".join(["Give more text, or lower distillation.tokens or the numbers of samples.", *report.notes]),
             needed=self._needed,
             available=self._seen,
+            documents=report.documents,
+            repeats=report.repeats,
+            near_repeats=report.near_repeats,
         )

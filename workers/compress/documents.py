@@ -1,5 +1,8 @@
 """Documents as tokens, in an order that follows from their content alone, from one text or from several blended.
 
+What is called a document here is what belongs to one split: of a very long document each section
+(`workers.compress.cutting`).
+
 All of it is lazy: a corpus is read as a whole, but only so many documents are kept and tokenised as are asked for, and
 no more than a chunk of them is in memory.
 """
@@ -7,9 +10,10 @@ no more than a chunk of them is in memory.
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +25,26 @@ from search.data import DataRequest
 from search.errors import InvalidInput
 from search.sources import TextSource
 from search.texts import BlendedText, HubDataset
-from workers.compress.corpus import END, pieces_between, quiet_datasets
+from workers.compress.corpus import END, pieces_between, quiet_datasets, source_bytes
+from workers.compress.cutting import longest_document
+from workers.compress.overlap import HeldOut
 
 #: A first guess of how much text a token takes; where it was too low, as much text again is read.
 _BYTES_PER_TOKEN = 4
 
-#: Documents that are tokenised at a time; how many of them in one call; and how many make a process worth its start.
+#: Pieces that are tokenised at a time; how many of them in one call; and how many make a process worth its start.
 _CHUNK = 16_384
-_DOCUMENTS_PER_CALL = 512
-_DOCUMENTS_PER_PROCESS = 2_048
+_PIECES_PER_CALL = 512
+_PIECES_PER_PROCESS = 2_048
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A piece of text in tokens."""
+    """A text in tokens."""
 
     #: Of its text: `workers.compress.corpus.key`, both halves.
     key: int
-    #: int32; special tokens before and after it included.
+    #: int32; special tokens before and after each of its pieces (`workers.compress.cutting.cut`) included.
     tokens: NDArray[np.int32]
 
 
@@ -52,6 +58,8 @@ class Reader:
     folder: Path
     #: That tokenise, at most.
     processes: int
+    #: What became of the documents so far, by the names of `TextReport`.
+    counts: Counter[str] = field(default_factory=Counter)
 
     def documents(self, source: TextSource | HubDataset, *, tokens: int) -> Iterator[Document]:
         """Every document once, in the order of its key.
@@ -62,19 +70,24 @@ class Reader:
         Raises:
             InvalidInput: as `workers.compress.corpus.read_documents` does.
         """
-        first, end = 0, _first_range(source, tokens)
+        size = source_bytes(source, self.data.text_field)
+        longest, first, end = longest_document(size), 0, _first_range(size, tokens)
         while first < END:
             folder = Path(tempfile.mkdtemp(dir=self.folder))
-            pieces = pieces_between(source, self.data, first, end, folder)
+            pieces = pieces_between(source, self.data, first, end, folder, longest=longest, counts=self.counts)
             if pieces is not None:
-                yield from self._in_order(pieces, folder)
+                for key, parts in groupby(self._in_order(pieces, folder), key=lambda piece: piece.key):
+                    yield Document(key, np.concatenate([part.tokens for part in parts]))
             shutil.rmtree(folder)
             first, end = end, min(END, 2 * end)
 
     def _in_order(self, pieces: Any, folder: Path) -> Iterator[Document]:
-        high, low = (pieces.data.column(half).to_numpy() for half in ("high", "low"))
-        order = np.lexsort((low, high))
-        order = order[_is_new(high[order], low[order])]
+        """Every piece once, sorted by the key of its document and its place in that."""
+        high, low, part = (pieces.data.column(name).to_numpy() for name in ("high", "low", "part"))
+        order = np.lexsort((part, low, high))
+        is_new = _is_new(high[order], low[order], part[order])
+        self.counts["repeats"] += int((~is_new & (part[order] == 0)).sum())
+        order = order[is_new]
         for chunk in np.split(order, range(_CHUNK, len(order), _CHUNK)):
             place = Path(tempfile.mkdtemp(dir=folder))
             tokens, offsets = self._tokenised(pieces.select(chunk), place)
@@ -84,12 +97,12 @@ class Reader:
 
     def _tokenised(self, pieces: Any, folder: Path) -> tuple[NDArray[np.int32], list[int]]:
         """The tokens of all pieces, one after the other, and where each begins; at last where the last one ends."""
-        datasets, processes = quiet_datasets(), min(self.processes, len(pieces) // _DOCUMENTS_PER_PROCESS)
+        datasets, processes = quiet_datasets(), min(self.processes, len(pieces) // _PIECES_PER_PROCESS)
         before, after = surroundings(self.tokenizer)
         mapped = pieces.map(
             _encode,
             batched=True,
-            batch_size=_DOCUMENTS_PER_CALL,
+            batch_size=_PIECES_PER_CALL,
             fn_kwargs={"tokenizer": self.tokenizer, "before": before, "after": after},
             remove_columns=pieces.column_names,
             features=datasets.Features({"tokens": datasets.List(datasets.Value("int32"))}),
@@ -101,17 +114,17 @@ class Reader:
         return column.values.to_numpy(), column.offsets.to_numpy().tolist()
 
 
-def _first_range(source: TextSource | HubDataset, tokens: int) -> int:
-    """Up to which hash so many tokens are to be expected."""
-    if isinstance(source, HubDataset):
+def _first_range(num_bytes: int | None, tokens: int) -> int:
+    """Up to which hash so many tokens are to be expected of a text of so many bytes; all where nobody knows."""
+    if num_bytes is None:
         return END
-    return min(END, END * _BYTES_PER_TOKEN * tokens // max(1, source.num_bytes) + 1)
+    return min(END, END * _BYTES_PER_TOKEN * tokens // max(1, num_bytes) + 1)
 
 
-def _is_new(high: NDArray[np.int64], low: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of sorted keys differ from the one before."""
-    is_new = np.ones(len(high), dtype=np.bool_)
-    is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+def _is_new(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of sorted rows differ from the one before."""
+    is_new = np.ones(len(columns[0]), dtype=np.bool_)
+    is_new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
     return is_new
 
 
@@ -155,7 +168,8 @@ def num_cores() -> int:
 
 
 class Blend:
-    """Documents of several texts in proportion to their shares, by tokens. None comes twice.
+    """Documents of several texts in proportion to their shares, by tokens. None comes twice, nor almost again what is
+    held out.
 
     The next one is always of the text that has given least for its share, so that what has come so far does not depend
     on how much is still to come. Where that text has ended, so has the blend.
@@ -164,14 +178,23 @@ class Blend:
         texts: one or several.
         reader: of all of them.
         tokens: that will probably be taken.
+        held_out: what is passed over where it comes almost again.
         seen: keys of documents that are taken, here or in another blend that shares the set; None for a text that is
             the only one, which gives none twice.
     """
 
     def __init__(
-        self, texts: Sequence[BlendedText], reader: Reader, *, tokens: int, seen: set[int] | None = None
+        self,
+        texts: Sequence[BlendedText],
+        reader: Reader,
+        *,
+        tokens: int,
+        held_out: HeldOut,
+        seen: set[int] | None = None,
     ) -> None:
         self._texts = texts
+        self._held_out = held_out
+        self._counts = reader.counts
         self._documents = [reader.documents(text.source, tokens=int(tokens * text.share)) for text in texts]
         self._given = [0] * len(texts)
         self._seen = seen
@@ -190,7 +213,11 @@ class Blend:
             if document is None:
                 self.ended = self._texts[index].where
                 return None
-            if self._seen is None or document.key not in self._seen:
+            if self._seen is not None and document.key in self._seen:
+                self._counts["repeats"] += 1
+            elif self._held_out.nearly_holds(document.tokens):
+                self._counts["near_repeats"] += 1
+            else:
                 if self._seen is not None:
                     self._seen.add(document.key)
                 self._given[index] += len(document.tokens)

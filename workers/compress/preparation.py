@@ -19,9 +19,11 @@ from search.ports import ArtifactStore
 from search.records import Preparation, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json, from_json, to_json
+from search.text_report import TextReport
 from search.texts import Texts, resolve_texts
 from workers.compress.corpus import pinned, read_documents
 from workers.compress.correction import corrected, corrected_weights
+from workers.compress.cutting import LONGEST_PIECE
 from workers.compress.data import Tokens, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.evaluate import held_out_cross_entropy
@@ -108,6 +110,7 @@ def prepare(
         origin_digest=artifacts.put_bytes(source_identity.document) if origin else None,
         teacher_parameters=count_parameters(teacher.model),
         data_digest=tokens.digest,
+        text=_report(tokens, texts),
         train_tokens=tokens.train.numel(),
         tokens_artifact=tokens_artifact,
         importance_artifact=importance_artifact,
@@ -193,9 +196,17 @@ def _keep_tokens(
             count = request.windows_kept(len(tokens.train))
             best = best_windows(tokens.train, teacher.model, reference.model, count=count, batch_windows=batch_windows)
             tokens = replace(tokens, train=best)
-        found = store_tensors(tokens.tensors, artifacts)
+        found = store_tensors(tokens.tensors, artifacts, about=tokens.about)
         artifacts.remember(key, found)
     return found
+
+
+def _report(tokens: Tokens, texts: Texts) -> TextReport:
+    """What became of the text, said in the log, too."""
+    report = replace(tokens.report, passed_over=texts.passed_over)
+    for note in report.notes:
+        log.warning("about the text", note=note)
+    return report
 
 
 def _log_now_and_then() -> Callable[[int, int], None]:
@@ -302,12 +313,13 @@ def _tokenizer(teacher: Teacher, source: Teacher, texts: Texts, request: SearchR
 
 
 def _sample(texts: Texts, request: SearchRequest) -> list[str]:
-    """The first documents of each text."""
+    """The first documents of each text, of a long one its beginning."""
     sample: list[str] = []
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
         for text in (*texts.train, *texts.held_out):
             try:
-                sample += islice(read_documents(text.source, request.data, Path(folder)), _SAMPLED_DOCUMENTS)
+                documents = read_documents(text.source, request.data, Path(folder))
+                sample += [unit.text[:LONGEST_PIECE] for unit in islice(documents, _SAMPLED_DOCUMENTS)]
             except InvalidInput as error:
                 raise error if error.where else error.at(*text.where) from None
     return sample

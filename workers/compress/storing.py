@@ -11,12 +11,14 @@ from torch import Tensor
 from search.ports import ArtifactStore
 
 
-def store_tensors(tensors: Mapping[str, Tensor], artifacts: ArtifactStore) -> str:
-    """One safetensors file as transformers writes it; its digest."""
+def store_tensors(
+    tensors: Mapping[str, Tensor], artifacts: ArtifactStore, *, about: Mapping[str, str] | None = None
+) -> str:
+    """One safetensors file as transformers writes it, with what is to be said `about` it in its header; its digest."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with artifacts.scratch() as folder:
         path = folder / "model.safetensors"
-        save_file(contiguous, path, metadata={"format": "pt"})
+        save_file(contiguous, path, metadata={"format": "pt", **(about or {})})
         return artifacts.put_file(path)
 
 

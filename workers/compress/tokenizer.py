@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from search.errors import UnusableTeacher
 from search.request import TokenizerReading
 from workers.compress.documents import encode, surroundings
+from workers.compress.marks import without_marks
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +56,10 @@ def load_tokenizer(folder: Path, reading: TokenizerReading = "auto") -> PreTrain
         if reading == "file" or not (folder / CONFIG).is_file():
             # transformers leaves it unannotated
             return PreTrainedTokenizerFast(tokenizer_object=stored, **special)  # type: ignore[no-untyped-call]
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with without_marks(folder) as unmarked:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                unmarked, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise _unreadable(error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

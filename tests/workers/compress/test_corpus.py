@@ -1,5 +1,8 @@
+import bz2
+import gzip
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
@@ -20,16 +24,15 @@ from tests.support.teachers import SEPARATOR, make_documents, make_text
 from workers.compress import corpus
 from workers.compress.corpus import (
     END,
-    LONGEST_PIECE,
-    SHORTEST_PIECE,
     contents,
-    cut,
     key,
     pieces_between,
     pinned,
     read_dataset,
     read_documents,
+    source_bytes,
 )
+from workers.compress.cutting import LONGEST_PIECE, units
 
 DATA = DataRequest(train="any")
 
@@ -39,12 +42,26 @@ def source_of(*files: Path) -> TextSource:
 
 
 def documents_of(files: Sequence[Path], request: DataRequest = DATA) -> list[str]:
-    return list(read_documents(source_of(*files), request, files[0].parent))
+    found = read_documents(source_of(*files), request, files[0].parent, longest=LONGEST_PIECE)
+    return [document.text for document in found if document.text]
 
 
 def write_parquet(path: Path, **columns: Any) -> Path:
     Dataset.from_dict(columns).to_parquet(path)
     return path
+
+
+def write_compressed(path: Path, text: str) -> Path:
+    """In two parts one after the other, as tools that append write it."""
+    kinds: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd}
+    content = text.encode()
+    halves = (content[: len(content) // 2], content[len(content) // 2 :])
+    path.write_bytes(b"".join(map(kinds[path.suffix.lower()], halves)))
+    return path
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
 
 
 # Reading.
@@ -63,7 +80,7 @@ def test_another_separator_and_another_field_may_be_named(tmp_path: Path) -> Non
     assert found == ["one", "two", "three", "four"]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 3}', "null"])
+@pytest.mark.parametrize("line", ["{", "[1]", '{"body": "x"}', '{"text": 3}', '"text"', '{"text": "\\ud800"}'])
 def test_a_line_of_jsonl_without_the_text_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(InvalidRequest, match=r"a\.jsonl, line 2") as caught:
@@ -77,27 +94,19 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         documents_of([tmp_path / "a.txt"])
 
 
-def test_one_long_file_without_separators_becomes_many_documents(tmp_path: Path) -> None:
-    book = "\n\n".join(make_documents(600))
-    (tmp_path / "book.txt").write_text(book)
-    pieces = documents_of([tmp_path / "book.txt"])
-    assert len(pieces) > 5
-    assert "\n\n".join(pieces) == book
-
-
 # Streams.
 
 
 def documents_at_once(file: Path, separator: str) -> list[str]:
     """The naive sibling: the whole file in memory."""
     parts = file.read_text(encoding="utf-8").split(separator)
-    return [piece for part in parts for raw in cut(part.strip()) if (piece := raw.strip())]
+    return [unit.text for part in parts for unit in units(part, longest=LONGEST_PIECE) if unit.text]
 
 
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
-        st.sampled_from(["--", "-", " ", "\n", "\n\n", "a" * 9_000, "b " * 9_000, " " * 20_000, "é\r\n"]), max_size=12
+        st.sampled_from(["--", "-", " ", "\n", "\n\n", "a" * 9_000, "b " * 9_000, " " * 20_000, "é\r\n"]), max_size=14
     ),
     st.integers(1_000, 30_000),
 )
@@ -134,16 +143,23 @@ def test_parquet_is_read_by_its_column(tmp_path: Path) -> None:
 
 def test_parquet_without_the_column_is_named(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", body=["one"])
-    with pytest.raises(InvalidRequest, match=r"texts 'text', got 'a\.parquet: .*body") as caught:
+    with pytest.raises(InvalidRequest, match=r"field 'text'.*a\.parquet: the columns body.*name the one") as caught:
         documents_of([file])
     assert caught.value.where == ("data", "text_field")
 
 
-@pytest.mark.parametrize("texts", [["one", None], [1, 2]])
-def test_a_row_of_parquet_without_text_is_named(tmp_path: Path, texts: list[Any]) -> None:
-    file = write_parquet(tmp_path / "a.parquet", text=texts)
-    with pytest.raises(InvalidRequest, match=r"a\.parquet, row"):
-        documents_of([file])
+def test_where_there_is_null_there_is_no_document(tmp_path: Path) -> None:
+    parquet = write_parquet(tmp_path / "a.parquet", text=["one", None, "two"])
+    (tmp_path / "b.jsonl").write_text('{"text": null}\nnull\n{"text": "three"}')
+    assert documents_of([parquet, tmp_path / "b.jsonl"]) == ["one", "two", "three"]
+
+
+def test_a_field_may_be_named_by_its_path(tmp_path: Path) -> None:
+    rows = [{"text": "one", "id": 1}, {"text": None, "id": 2}, None]
+    parquet = write_parquet(tmp_path / "a.parquet", data=rows)
+    (tmp_path / "b.jsonl").write_text('{"data": {"text": "two"}}\n{"data": null}\n{"data.text": "three"}')
+    found = documents_of([parquet, tmp_path / "b.jsonl"], replace(DATA, text_field="data.text"))
+    assert found == ["one", "two", "three"]
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_a_dataset_is_read_by_its_column(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     write_parquet(tmp_path / "set" / "train.parquet", text=["one", "two"], other=[1, 2])
     assert list(read_dataset(str(tmp_path / "set"), "text", tmp_path / "cache")) == ["one", "two"]
-    with pytest.raises(InvalidRequest, match=r"row 1: None'\. Its columns are: text, other\."):
+    with pytest.raises(InvalidRequest, match=r"row 1: the fields text, other'\. Texts stand in 'text'"):
         list(read_dataset(str(tmp_path / "set"), "body", tmp_path / "cache"))
     with pytest.raises(SourceNotFound, match=r"absent"):
         list(read_dataset(str(tmp_path / "absent"), "text", tmp_path / "cache"))
@@ -175,7 +191,7 @@ def test_a_dataset_is_not_taken_from_this_machine(tmp_path: Path, monkeypatch: p
     write_parquet(tmp_path / "owner" / "name" / "train.parquet", text=["one"])
     dataset = HubDataset(name="owner/name", revision="", folder="")
     with pytest.raises(SourceNotFound, match=r"'hf://datasets/owner/name'.*on the Hub"):
-        list(read_documents(dataset, DATA, tmp_path / "cache"))
+        list(read_documents(dataset, DATA, tmp_path / "cache", longest=1))
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,13 +216,40 @@ def test_files_are_known_by_their_contents_and_kinds_alone(tmp_path: Path) -> No
     assert contents(source_of(a)) != contents(source_of(b))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_a_compressed_text_gives_the_documents_of_the_text(tmp_path: Path, suffix: str) -> None:
+    texts = make_documents(300)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    files = [
+        write_compressed(tmp_path / f"a.txt{suffix}", SEPARATOR.join(texts[:150])),
+        write_compressed(tmp_path / f"B.JSONL{suffix.upper()}", lines),
+    ]
+    assert documents_of(files[:1]) == texts[:150]
+    assert documents_of(files[1:]) == texts
+    assert source_bytes(source_of(*files), "text") == len(SEPARATOR.join(texts[:150])) + len(lines)
+
+
+def test_how_much_text_a_parquet_file_has_is_that_of_its_column(tmp_path: Path) -> None:
+    texts = make_documents(400)
+    file = write_parquet(tmp_path / "a.parquet", text=texts, other=["x" * 900] * 400)
+    found = source_bytes(source_of(file), "text")
+    assert found is not None
+    assert found == pytest.approx(sum(map(len, texts)), rel=0.1)
+    assert source_bytes(HubDataset(name="owner/name", revision="", folder=""), "text") is None
+
+
 # Ranges.
 
 
 def test_pieces_between_two_hashes_are_those_of_the_source_with_such_hashes(tmp_path: Path) -> None:
     source = source_of(make_text(tmp_path / "stories.txt", documents=100))
     limits = [0, END // 5, END // 2, END]
-    found = [pieces_between(source, DATA, first, end, tmp_path) for first, end in pairwise(limits)]
+    counts = Counter[str]()
+    found = [
+        pieces_between(source, DATA, first, end, tmp_path, longest=LONGEST_PIECE, counts=counts)
+        for first, end in pairwise(limits)
+    ]
+    assert counts == {"documents": 100, "sections": 0}
     for pieces, (first, end) in zip(found, pairwise(limits), strict=True):
         assert pieces is not None
         assert pieces["text"][:] == [text for text in make_documents(100) if first <= key(text)[0] < end]
@@ -215,34 +258,11 @@ def test_pieces_between_two_hashes_are_those_of_the_source_with_such_hashes(tmp_
 
 def test_where_no_hash_is_in_the_range_there_are_no_pieces(tmp_path: Path) -> None:
     source = source_of(make_text(tmp_path / "stories.txt", documents=3))
-    assert pieces_between(source, DATA, 0, 1, tmp_path) is None
+    assert pieces_between(source, DATA, 0, 1, tmp_path, longest=1, counts=Counter()) is None
 
 
 def test_what_is_wrong_behind_the_first_document_is_told_as_if_it_were_the_first(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"text": "fine"}) + "\n{}")
     with pytest.raises(InvalidRequest, match="line 2"):
-        pieces_between(source_of(file), DATA, 0, END, tmp_path)
-
-
-# Cutting.
-
-
-@given(st.text(alphabet="ab \n", max_size=40).map(lambda seed: (seed + "-") * 3_000))
-def test_pieces_put_together_are_the_text_and_none_is_too_long(text: str) -> None:
-    pieces = list(cut(text))
-    assert "".join(pieces) == text
-    assert all(SHORTEST_PIECE <= len(piece) <= LONGEST_PIECE for piece in pieces[:-1])
-    assert len(pieces[-1]) <= LONGEST_PIECE
-
-
-def test_a_cut_is_at_a_paragraph_else_a_line_else_a_word_else_anywhere() -> None:
-    def first_piece(mark: str) -> str:
-        text = "x" * 10_000 + mark + "x" * 10_000
-        return next(cut(text))
-
-    assert first_piece(" a\nb\n\nc") == "x" * 10_000 + " a\nb\n\n"
-    assert first_piece(" a\nb") == "x" * 10_000 + " a\n"
-    assert first_piece(" a") == "x" * 10_000 + " "
-    assert first_piece("") == "x" * LONGEST_PIECE
-    assert list(cut("x" * LONGEST_PIECE)) == ["x" * LONGEST_PIECE]
+        pieces_between(source_of(file), DATA, 0, END, tmp_path, longest=LONGEST_PIECE, counts=Counter())

@@ -154,7 +154,8 @@ def test_what_splits_lose_at_their_ends_is_counted_as_needed(
     with pytest.raises(InsufficientText) as caught:
         packed([tmp_path / "threes.txt"], tokenizer, request)
     # Each of three held-out splits takes two documents of three tokens for a window of four, and loses two.
-    assert caught.value.details == {"needed": request.tokens_needed + 3 * 2, "available": 60}
+    assert caught.value.details["needed"] == request.tokens_needed + 3 * 2
+    assert caught.value.details["available"] == 60
 
 
 def test_as_many_tokens_as_are_said_to_be_needed_are_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -205,6 +206,71 @@ def test_documents_without_bos_are_begun_with_eos(stories: Path, tmp_path: Path)
 def test_a_directory_without_a_tokenizer_is_no_teacher(tmp_path: Path) -> None:
     with pytest.raises(UnusableTeacher, match="tokenizer"):
         load_tokenizer(tmp_path)
+
+
+# Long documents, repeats and what is said of them.
+
+
+def test_a_long_document_is_held_out_or_trained_on_as_a_whole(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Longer than a piece of 16,384 characters: each has a word of its own that all its sentences begin with."""
+    texts = ["".join(f"{chr(97 + number) * 9} {text} " for text in make_documents(160)) for number in range(12)]
+    assert min(map(len, texts)) > 30_000
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokens = packed([tmp_path / "long.jsonl"], tokenizer, replace(REQUEST, data=replace(DATA, validation_samples=400)))
+    marks = {
+        split: {mark for mark in "abcdefghijkl" if mark * 9 in tokenizer.decode(windows.flatten())}
+        for split, windows in tokens.tensors.items()
+    }
+    assert all(marks.values())
+    assert sum(map(len, marks.values())) == len(set().union(*marks.values()))
+    assert tokens.report.sections == 0
+
+
+def test_a_single_long_document_is_split_with_gaps_and_that_is_said(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join(make_documents(3_000)))
+    report = packed([tmp_path / "book.txt"], tokenizer).report
+    assert report.documents == report.sections > 3
+    (note,) = report.notes
+    assert "too long for one split" in note
+
+
+def test_a_document_that_only_its_ending_tells_from_a_held_out_one_is_not_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = make_documents(300)
+    near = [f"{text} {text[:9]}" for text in texts]
+    tokens = packed([write(tmp_path / "a.txt", [*texts, *near])], tokenizer)
+    judged = [document for split in ("validation", "test") for document in documents_in(tokens.tensors[split])]
+    begun = {document[:20] for split in ("calibration", "train") for document in documents_in(tokens.tensors[split])}
+    assert len(begun) > 20
+    assert not begun & {document[:20] for document in judged}
+    assert tokens.report.near_repeats > 0
+
+
+def test_of_a_text_that_is_nearly_all_repeats_it_is_said_how_many(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    few = make_documents(5)
+    (tmp_path / "repeats.txt").write_text(SEPARATOR.join(few * 200))
+    with pytest.raises(InsufficientText, match=r"995 of 1,000 documents .* exact repeats") as caught:
+        packed([tmp_path / "repeats.txt"], tokenizer)
+    assert caught.value.details["repeats"] == 995
+    again = write(tmp_path / "twice.txt", make_documents(120) * 2)
+    report = packed([again], tokenizer).report
+    assert report.documents == 2 * report.repeats > 100
+
+
+def test_what_became_of_the_documents_is_kept_with_the_windows(
+    tmp_path: Path, stories: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokens = packed([stories, stories], tokenizer)
+    save_file(tokens.tensors, tmp_path / "tokens.safetensors", metadata=tokens.about)
+    assert Tokens.load(tmp_path / "tokens.safetensors").report == tokens.report
+    assert tokens.report.repeats > 0
 
 
 # Several texts.
@@ -324,7 +390,7 @@ def test_every_window_is_seen_before_any_is_seen_again() -> None:
 
 
 def test_the_splits_are_those_of_the_tokens() -> None:
-    assert set(SPLITS) == set(Tokens.__dataclass_fields__)
+    assert {*SPLITS, "report"} == set(Tokens.__dataclass_fields__)
 
 
 @pytest.mark.data

@@ -13,7 +13,9 @@ from search.texts import BlendedText
 from tests.support.teachers import SEPARATOR, make_documents, make_tokenizer
 from workers.compress import documents
 from workers.compress.corpus import END, key
+from workers.compress.cutting import LONGEST_PIECE, cut
 from workers.compress.documents import Blend, Document, Reader, surroundings
+from workers.compress.overlap import HeldOut, sequences
 from workers.compress.tokenizer import load_tokenizer
 
 BOS, EOS = 0, 1
@@ -61,7 +63,7 @@ def test_neither_chunks_nor_processes_change_a_document(
     tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "_CHUNK", 64)
-    monkeypatch.setattr(documents, "_DOCUMENTS_PER_PROCESS", 20)
+    monkeypatch.setattr(documents, "_PIECES_PER_PROCESS", 20)
     two = Reader(tokenizer=reader.tokenizer, data=reader.data, folder=reader.folder, processes=2)
     source = source_of(tmp_path / "a.txt", TEXTS)
     assert told(list(two.documents(source, tokens=10**9))) == naive(TEXTS, reader.tokenizer)
@@ -126,7 +128,7 @@ def blend_of(
         BlendedText(source=source, share=share, where=("data", "train", index, "path"))
         for index, (source, share) in enumerate(zip(sources, shares, strict=True))
     ]
-    return Blend(texts, reader, tokens=10**9, seen=set() if seen is None else seen)
+    return Blend(texts, reader, tokens=10**9, held_out=HeldOut(), seen=set() if seen is None else seen)
 
 
 def drawn(blend: Blend) -> list[tuple[int, ...]]:
@@ -168,6 +170,30 @@ def test_what_another_blend_has_taken_does_not_come(tmp_path: Path, reader: Read
     second = drawn(blend_of(reader, [source_of(tmp_path / "b.txt", TEXTS)], [1.0], seen))
     assert (len(first), len(second)) == (60, 90)
     assert not set(first) & set(second)
+
+
+def test_what_repeats_most_of_a_held_out_document_is_passed_over_and_counted(tmp_path: Path, reader: Reader) -> None:
+    (text,) = [BlendedText(source=source_of(tmp_path / "a.txt", [*TEXTS, *TEXTS[:9]]), share=1.0, where=("data",))]
+    known = HeldOut()
+    known.add([sequences(np.array(tokens, dtype=np.int32)) for _, tokens in naive(TEXTS[:4], reader.tokenizer)])
+    found = drawn(Blend([text], reader, tokens=10**9, held_out=known))
+    assert len(found) == len(TEXTS) - 4
+    assert reader.counts == {"documents": 159, "repeats": 9, "near_repeats": 4, "sections": 0}
+
+
+def test_a_long_document_is_one_and_comes_once_whatever_its_pieces(
+    tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_CHUNK", 1)
+    long = ["\n\n".join(make_documents(80, seed=seed)) for seed in range(9)]
+    assert min(map(len, long)) > LONGEST_PIECE
+    source = source_of(tmp_path / "a.txt", [*long, long[3]])
+    found = list(reader.documents(source, tokens=10**9))
+    assert [document.key for document in found] == sorted(high * END + low for high, low in map(key, long))
+    for document in found:
+        (text,) = [text for text in long if key(text) == divmod(document.key, END)]
+        pieces = [[BOS, *reader.tokenizer.encode(piece, add_special_tokens=False)] for piece in cut(text)]
+        assert document.tokens.tolist() == [token for piece in pieces for token in piece]
 
 
 def test_what_is_wrong_in_a_text_is_told_at_its_place(tmp_path: Path, reader: Reader) -> None:

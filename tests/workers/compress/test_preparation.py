@@ -75,6 +75,9 @@ def test_two_searches_on_the_same_text_pack_it_once(tmp_path: Path, monkeypatch:
     assert len(packed) == 1
     assert second.tokens_artifact == first.tokens_artifact
     assert second.data_digest == first.data_digest
+    assert first.text is not None
+    assert first.text.documents > 10
+    assert second.text == first.text
     (home.data / "more.jsonl").write_text('{"text": "One more."}')
     home.prepared(replace(REQUEST, data=replace(REQUEST.data, train=".")))
     assert len(packed) == 2

@@ -12,6 +12,7 @@ from search.artifacts import FsspecArtifactStore
 from search.distillation import DistillationRequest, HiddenState, TargetsDtype
 from search.ports import ArtifactStore
 from search.records import Preparation
+from search.text_report import TextReport
 from tests.support.families import random_teacher
 from tests.support.llamas import CONFIG, some_tokens
 from workers.compress.data import Tokens
@@ -36,7 +37,7 @@ def artifacts(tmp_path: Path) -> ArtifactStore:
 
 def kept(teacher: Teacher, artifacts: ArtifactStore, wanted: DistillationRequest = WANTED) -> Preparation:
     """A preparation of which nothing else is looked at."""
-    tokens = Tokens(**SPLITS)
+    tokens = Tokens(**SPLITS, report=TextReport())
     fields: dict[str, Any] = keep_targets(teacher, "digest", tokens, wanted, artifacts, batch_windows=2)
     return Preparation(
         teacher_digest="digest",
@@ -75,7 +76,7 @@ def test_what_was_kept_is_what_the_teacher_gives_beside_a_candidate(teacher: Tea
     beside = kept(teacher, artifacts, replace(WANTED, targets="live"))
     assert (beside.target_artifacts, beside.state_artifacts, beside.targets_dtype) == (None, {}, None)
     once = kept(teacher, artifacts)
-    numbers, tokens = torch.tensor([4, 0]), Tokens(**SPLITS)
+    numbers, tokens = torch.tensor([4, 0]), Tokens(**SPLITS, report=TextReport())
     read, live = (targets_of(each, teacher, tokens, artifacts, states=BOTH) for each in (once, beside))
     assert read.keys() == live.keys() == {"train", "validation", "test"}
     for split in read:

@@ -292,14 +292,13 @@ class _Loop:
             self.waiting.append(candidate.repeats[-1])
 
     def _promote(self, count: int, tokens: float) -> list[CandidateRecord]:
-        """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first."""
+        """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first.
+        One that the tokens do not pay for keeps nobody back who costs less."""
         chosen: list[CandidateRecord] = []
         for budget_index in range(len(self.strategies)):
             known = self._of_budget(budget_index)
-            while len(chosen) < count and (best := self._best(known)) is not None:
+            while len(chosen) < count and (best := self._best(known, tokens=tokens)) is not None:
                 tokens -= self._tokens_of(best)
-                if tokens < 0:
-                    return chosen
                 chosen.append(best)
                 known[best.id] = replace(best, state=RunState.PENDING)
         return chosen
@@ -318,9 +317,9 @@ class _Loop:
                 empty.append(budget_index)
             have = sum(candidate.state is RunState.COMPLETED for candidate in known.values())
             while have < wanted and (best := self._best(known, at_least=wanted)) is not None:
-                tokens -= self._tokens_of(best)
-                if have and tokens < 0:
+                if have and self._tokens_of(best) > tokens:
                     break
+                tokens -= self._tokens_of(best)
                 found.append(best)
                 known[best.id], have = replace(best, state=RunState.PENDING), have + 1
         return found, self._propose(len(empty), Counter(dict.fromkeys(empty, 0)), most=1)
@@ -328,18 +327,21 @@ class _Loop:
     def _of_budget(self, budget_index: int) -> dict[str, CandidateRecord]:
         return {key: each for key, each in self.candidates.items() if each.budget_index == budget_index}
 
-    def _best(self, known: Mapping[str, CandidateRecord], *, at_least: int = 0) -> CandidateRecord | None:
+    def _best(
+        self, known: Mapping[str, CandidateRecord], *, at_least: int = 0, tokens: float = math.inf
+    ) -> CandidateRecord | None:
+        """Who of a budget goes on first, of those whose way to the next rung takes no more than so many tokens."""
         request = self.search.request
         if request.strategy.halving is None:
             return None
-        factor = request.strategy.halving.reduction_factor
-        return promotable(
+        ready = promotable(
             list(known.values()),
             request.rung_tokens,
-            reduction_factor=factor,
+            reduction_factor=request.strategy.halving.reduction_factor,
             at_least=at_least,
             objectives=self.objectives,
         )
+        return next((candidate for candidate in ready if self._tokens_of(candidate) <= tokens), None)
 
     def _tokens_of(self, run: RunRecord) -> int:
         """What it is trained on when it goes on next."""

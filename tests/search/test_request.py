@@ -101,7 +101,8 @@ def test_json_brings_back_the_same_request(request: SearchRequest) -> None:
 
 def test_the_smallest_submission_gets_defaults() -> None:
     request = from_json(SearchRequest, SMALLEST)
-    assert request.strategy == StrategyRequest()
+    assert request.strategy == StrategyRequest(kind="auto")
+    assert request.distillation.learning_rate == "auto"
     assert request.distillation.steps == 400
     assert request.train_windows * 256 == 819_200
     assert request.tokens_needed == (1_024 + 256 + 128) * 256 + 819_200 // 4

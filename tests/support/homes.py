@@ -45,8 +45,8 @@ REQUEST = SearchRequest(
     data=DataRequest(
         train="stories.txt", sequence_length=32, calibration_samples=8, validation_samples=16, test_samples=8
     ),
-    distillation=DistillationRequest(tokens=8_192, batch_tokens=256, warmup_steps=2),
-    strategy=StrategyRequest(max_candidates=4, rungs=(0.5, 1.0)),
+    distillation=DistillationRequest(tokens=8_192, batch_tokens=256, learning_rate=1e-3, warmup_steps=2),
+    strategy=StrategyRequest(kind="tpe", max_candidates=4, rungs=(0.5, 1.0)),
     limits=LimitsRequest(max_parallel=2),
 )
 

@@ -416,7 +416,9 @@ class LimitsRequest:
     """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
     max_tokens: int | None = None
     """Tokens that students are trained on, all candidates and repeats together: nothing begins, or goes on, that would
-    exceed it. But a budget ends with one candidate distilled to its end, whatever that takes. Null: no limit."""
+    exceed it. Where nothing could be kept of a run at a rung and it is trained anew, what it takes the second time
+    counts, but not in deterministic mode, as it depends on the machine. But a budget ends with one candidate distilled
+    to its end, whatever that takes. Null: no limit."""
     max_hours: float | None = None
     """Hours from the moment that the search was taken up first, by the clock: afterwards nothing begins, or goes on
     beyond where it pauses next. But a budget ends with one candidate distilled to its end, whatever that takes. Null:

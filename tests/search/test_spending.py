@@ -7,7 +7,10 @@ from search.records import EventRecord
 from search.spending import trained_again
 
 
-def history(*events: tuple[str, dict[str, Any]]) -> list[EventRecord]:
+Told = tuple[str, dict[str, Any]]
+
+
+def history(*events: Told) -> list[EventRecord]:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return [
         EventRecord(search_id="s-1", sequence=n, at=at, kind=kind, data=data) for n, (kind, data) in enumerate(events)
@@ -15,7 +18,10 @@ def history(*events: tuple[str, dict[str, Any]]) -> list[EventRecord]:
 
 
 def test_a_rung_of_which_nothing_was_kept_is_trained_again() -> None:
-    first = [("candidate.running", {"candidate_id": "a"}), ("candidate.measured", {"candidate_id": "a", "tokens": 25})]
+    first: list[Told] = [
+        ("candidate.running", {"candidate_id": "a"}),
+        ("candidate.measured", {"candidate_id": "a", "tokens": 25}),
+    ]
     assert trained_again(history(*first)) == 0
     assert trained_again(history(*first, *first)) == 25
     assert trained_again(history(*first, *first, *first)) == 50

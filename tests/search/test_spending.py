@@ -6,7 +6,6 @@ from typing import Any
 from search.records import EventRecord
 from search.spending import trained_again
 
-
 Told = tuple[str, dict[str, Any]]
 
 

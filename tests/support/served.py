@@ -43,7 +43,7 @@ REQUEST: dict[str, Any] = {
         "test_samples": 4,
     },
     "distillation": {"tokens": 1024, "batch_tokens": 64, "learning_rate": 0.001},
-    "strategy": {"kind": "tpe", "max_candidates": 4},
+    "strategy": {"kind": "tpe", "max_candidates": 4, "rungs": [0.25, 0.5, 0.75, 1.0]},
 }
 
 

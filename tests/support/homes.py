@@ -267,7 +267,7 @@ def assert_whole(search: SearchRecord, candidates: Sequence[CandidateRecord]) ->
         assert len(keys) == len(set(keys))
         steps = [m.tokens for m in candidate.measurements if m.metric == "validation_loss"]
         total = search.request.distillation.tokens
-        assert steps == [0, *(round(rung * total) for rung in search.request.strategy.rungs)]
+        assert steps == [0, *(round(rung * total) for rung in search.request.strategy.fractions)]
 
 
 def with_learning_rate(request: SearchRequest, learning_rate: float) -> SearchRequest:

@@ -59,7 +59,7 @@ _LEARNING_RATE = 3e-3
 #: Steps between two points of a curve.
 _EVERY = 25
 
-KL = DistillationRequest()
+KL = DistillationRequest(learning_rate=1e-3)
 BOTH_STATES = replace(KL, hidden_losses=("block_output", "embedding_output"))
 
 

@@ -33,7 +33,7 @@ REQUEST = SearchRequest(
     teacher=TeacherRequest(model="any"),
     budgets=(BudgetRequest(ratio=0.5),),
     data=DataRequest(train="any", calibration_samples=1_024),
-    distillation=DistillationRequest(tokens=2_097_152, max_epochs=1),
+    distillation=DistillationRequest(tokens=2_097_152, learning_rate=1e-3, max_epochs=1),
 )
 
 

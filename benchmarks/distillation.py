@@ -140,7 +140,11 @@ def measure(name: str, student_name: str, *, steps: int, batch: int, length: int
     tokens = steps * batch * length
     # a constant rate, so that the naive loop needs no schedule
     request = DistillationRequest(
-        tokens=tokens, batch_tokens=batch * length, warmup_steps=0, final_learning_rate_ratio=1.0
+        tokens=tokens,
+        batch_tokens=batch * length,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        final_learning_rate_ratio=1.0,
     )
 
     def student() -> PreTrainedModel:

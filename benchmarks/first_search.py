@@ -46,7 +46,7 @@ def request(*, candidates: int, tokens: int, learning_rate: float, seed: int) ->
         budgets=(BudgetRequest(ratio=0.5),),
         data=DataRequest(train="tinystories"),
         distillation=DistillationRequest(tokens=tokens, learning_rate=learning_rate),
-        strategy=StrategyRequest(max_candidates=candidates, seed=seed),
+        strategy=StrategyRequest(kind="tpe", max_candidates=candidates, seed=seed),
     )
 
 

@@ -158,7 +158,11 @@ def spec_of(source: TeacherSource, student: Architecture, selection: Selection) 
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(student, Context(sequence_length=256)),
         measurements=(),
         recipe=Recipe(
-            loss="forward_kl", distillation=DistillationRequest(), data=DataRequest(train="-"), data_digest="", seed=0
+            loss="forward_kl",
+            distillation=DistillationRequest(learning_rate=1e-3),
+            data=DataRequest(train="-"),
+            data_digest="",
+            seed=0,
         ),
         checkpoint_artifact="",
         environment={},
@@ -288,7 +292,7 @@ def measure_building(data_dir: Path, *, steps: int = 20, repeats: int = 5) -> Js
     The brief run's time is that of `steps` steps, after as many to warm up, times its number of steps.
     """
     teacher = load_teacher(resolve_teacher("stories260K", [data_dir / "models"]))
-    settings = replace(DistillationRequest(), tokens=819_200, batch_tokens=2048)
+    settings = DistillationRequest(tokens=819_200, batch_tokens=2048, learning_rate=1e-3)
     generator = torch.Generator().manual_seed(0)
     windows: Tensor = torch.randint(teacher.architecture.vocab_size, (2 * steps * 8, 256), generator=generator)
     importance = score(teacher, windows[:64], batch_windows=8)

@@ -274,8 +274,8 @@ class _Replay:
         return Outcome(candidates=tuple(self.candidates))
 
     def _next(self, limit: float) -> "_Candidate | None":
-        best = self._promoted()
-        if best is not None and self._affords(best, limit):
+        best = self._promoted(limit)
+        if best is not None:
             return best
         asked = self._asked() if self._affords(None, limit) else None
         return asked or self._seen_through()
@@ -286,16 +286,17 @@ class _Replay:
         cost = rungs[0] if candidate is None else next_rung(candidate, rungs) - (candidate.reached or 0)
         return self.spent + cost <= limit
 
-    def _promoted(self) -> "_Candidate | None":
+    def _promoted(self, limit: float = math.inf) -> "_Candidate | None":
         """Those of the first budget first."""
-        found = (self._best(index, is_closed=False) for index in range(len(self.recorded)))
+        found = (self._best(index, is_closed=False, limit=limit) for index in range(len(self.recorded)))
         return next((best for best in found if best is not None), None)
 
-    def _best(self, budget_index: int, *, is_closed: bool) -> "_Candidate | None":
+    def _best(self, budget_index: int, *, is_closed: bool, limit: float = math.inf) -> "_Candidate | None":
         own = [self.candidates[number] for number in self.numbers[budget_index]]
         rungs, factor = self.halving.rungs, self.halving.reduction_factor
-        best = promotable(own, rungs, reduction_factor=factor, at_least=int(is_closed))
-        return None if best is None else self.candidates[best.number]
+        ready = promotable(own, rungs, reduction_factor=factor, at_least=int(is_closed))
+        found = (self.candidates[best.number] for best in ready)
+        return next((candidate for candidate in found if self._affords(candidate, limit)), None)
 
     def _asked(self) -> "_Candidate | None":
         """Of the budget with the fewest that has one."""

@@ -5,7 +5,7 @@ table of every architecture of a space (`benchmarks.search`; docs/decisions/0026
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from search.request import HalvingRequest, LimitsRequest, StrategyRequest
 
@@ -15,11 +15,9 @@ from search.request import HalvingRequest, LimitsRequest, StrategyRequest
 RUNGS = (0.0625, 0.25, 1.0)
 REDUCTION_FACTOR = 4
 
-_DEFAULT_RUNGS = next(field.default for field in fields(StrategyRequest) if field.name == "rungs")
-
 
 def resolved(request: StrategyRequest, limits: LimitsRequest, num_proposals: Sequence[int]) -> StrategyRequest:
-    """The request with what `auto` stands for in its place; any other as it is.
+    """The request with what `auto` stands for in its place, and with its rungs where it names none.
 
     ``exhaustive`` where every architecture of every budget will be begun anyway: where there are no more than
     ``max_candidates`` and no limit on tokens. Else ``tpe``. Candidates are halved either way: as the request
@@ -32,9 +30,9 @@ def resolved(request: StrategyRequest, limits: LimitsRequest, num_proposals: Seq
         num_proposals: how many architectures each budget's strategy can propose.
     """
     if request.kind != "auto":
-        return request
+        return replace(request, rungs=request.fractions)
     is_begun_whole = limits.max_tokens is None and max(num_proposals) <= request.max_candidates
-    rungs = RUNGS if request.rungs == _DEFAULT_RUNGS else request.rungs
+    rungs = RUNGS if request.rungs is None else request.rungs
     halving = request.halving or (HalvingRequest(reduction_factor=REDUCTION_FACTOR) if len(rungs) > 1 else None)
     return replace(
         request,

@@ -52,9 +52,10 @@ class DistillationRequest:
     compile: bool = False
     """Whether the student's layers go through `torch.compile`. It takes a while at the start of each candidate, so it
     pays for long runs; it needs a C++ compiler where the worker runs."""
-    learning_rate: float | Literal["auto"] = 1e-3
+    learning_rate: float | Literal["auto"] = "auto"
     """The peak. It moves the result as much as the architecture does: see the README. `auto`: the best of several,
-    each tried for a quarter of the run on one architecture of each budget, before the first candidate."""
+    each tried for a quarter of the run on one architecture of each budget, before the first candidate; `preview` says
+    what that takes."""
     warmup_steps: int = 20
     """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
     final_learning_rate_ratio: float = 0.1

@@ -24,7 +24,7 @@ results alone: neither timing, nor the number of workers, nor an interruption ch
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
@@ -49,8 +49,9 @@ from search.ports import (
     Strategy,
 )
 from search.promotion import next_rung, promotable
-from search.records import CandidateRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
+from search.records import CandidateRecord, EventRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
 from search.repeating import next_repeats
+from search.spending import trained_again
 
 #: A run whose worker died this many times under one driver is given up: it may be what kills them.
 MAX_LOSSES = 3
@@ -130,7 +131,10 @@ class _Loop:
         #: Candidates that changed since the strategies last looked, by number.
         self.untold: dict[int, CandidateRecord] = {}
         self.losses: Counter[str] = Counter()
+        #: Tokens that runs are trained on once more, as nothing was kept of them.
+        self.again = 0
         self.slots = 0
+        self.deterministic = search.request.strategy.deterministic
         self.objectives = Objectives.of(search)
         shares = search.request.strategy.share_between_budgets
         #: For each budget those whose strategies learn of its candidates too.
@@ -192,9 +196,17 @@ class _Loop:
 
     def _recall(self) -> None:
         """Take up what an earlier driver left."""
+        if self.search.request.limits.max_tokens is not None and not self.deterministic:
+            self.again = trained_again(self._history())
         for candidate in self.store.candidates(self.search.id):
             self._note(candidate)
             self.waiting.extend(run for run in candidate.runs if run.state is RunState.PENDING)
+
+    def _history(self) -> Iterator[EventRecord]:
+        after = 0
+        while page := self.store.events(self.search.id, after=after):
+            yield from page
+            after = page[-1].sequence
 
     def _note(self, candidate: CandidateRecord) -> None:
         self.candidates[candidate.id] = candidate
@@ -229,6 +241,7 @@ class _Loop:
 
     def _submit(self, run: RunRecord) -> None:
         candidate = self._owner(run.run_id)
+        self.again += (run.reached or 0) - self._kept(run)
         self.running[run.run_id] = until = self._until(run)
         self.evaluator.submit(
             EvaluationTask(
@@ -257,11 +270,10 @@ class _Loop:
 
     def _open_generation(self) -> None:
         """Store what goes on or begins next: a generation, or one candidate; nothing where there is nothing left."""
-        deterministic = self.search.request.strategy.deterministic
-        if deterministic and self.running:
+        if self.deterministic and self.running:
             return  # the generation is still on its way
         self._tell()
-        count = self.search.request.limits.max_parallel if deterministic else 1
+        count = self.search.request.limits.max_parallel if self.deterministic else 1
         tokens = 0 if self._is_late() else self._tokens_left()
         promoted = self._promote(count, tokens)
         proposals = self._ask(count - len(promoted), tokens - sum(self._tokens_of(each) for each in promoted))
@@ -292,14 +304,13 @@ class _Loop:
             self.waiting.append(candidate.repeats[-1])
 
     def _promote(self, count: int, tokens: float) -> list[CandidateRecord]:
-        """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first."""
+        """Up to `count` paused candidates that may go on, for up to so many tokens; those of the first budget first.
+        One that the tokens do not pay for keeps nobody back who costs less."""
         chosen: list[CandidateRecord] = []
         for budget_index in range(len(self.strategies)):
             known = self._of_budget(budget_index)
-            while len(chosen) < count and (best := self._best(known)) is not None:
+            while len(chosen) < count and (best := self._best(known, tokens=tokens)) is not None:
                 tokens -= self._tokens_of(best)
-                if tokens < 0:
-                    return chosen
                 chosen.append(best)
                 known[best.id] = replace(best, state=RunState.PENDING)
         return chosen
@@ -318,9 +329,9 @@ class _Loop:
                 empty.append(budget_index)
             have = sum(candidate.state is RunState.COMPLETED for candidate in known.values())
             while have < wanted and (best := self._best(known, at_least=wanted)) is not None:
-                tokens -= self._tokens_of(best)
-                if have and tokens < 0:
+                if have and self._tokens_of(best) > tokens:
                     break
+                tokens -= self._tokens_of(best)
                 found.append(best)
                 known[best.id], have = replace(best, state=RunState.PENDING), have + 1
         return found, self._propose(len(empty), Counter(dict.fromkeys(empty, 0)), most=1)
@@ -328,22 +339,40 @@ class _Loop:
     def _of_budget(self, budget_index: int) -> dict[str, CandidateRecord]:
         return {key: each for key, each in self.candidates.items() if each.budget_index == budget_index}
 
-    def _best(self, known: Mapping[str, CandidateRecord], *, at_least: int = 0) -> CandidateRecord | None:
+    def _best(
+        self, known: Mapping[str, CandidateRecord], *, at_least: int = 0, tokens: float = math.inf
+    ) -> CandidateRecord | None:
+        """Who of a budget goes on first, of those whose way to the next rung takes no more than so many tokens."""
         request = self.search.request
         if request.strategy.halving is None:
             return None
-        factor = request.strategy.halving.reduction_factor
-        return promotable(
+        ready = promotable(
             list(known.values()),
             request.rung_tokens,
-            reduction_factor=factor,
+            reduction_factor=request.strategy.halving.reduction_factor,
             at_least=at_least,
             objectives=self.objectives,
         )
+        return next((candidate for candidate in ready if self._tokens_of(candidate) <= tokens), None)
 
     def _tokens_of(self, run: RunRecord) -> int:
         """What it is trained on when it goes on next."""
-        return (self._until(run) or self.search.request.distillation.tokens) - (run.reached or 0)
+        return (self._until(run) or self.search.request.distillation.tokens) - self._kept(run)
+
+    def _kept(self, run: RunRecord) -> int:
+        """Tokens after which it goes on. In deterministic mode all that it has reached, kept or not: what a machine had
+        space for, or lost, must decide nothing."""
+        if self.deterministic:
+            return run.reached or 0
+        return run.partial.tokens if run.partial else 0
+
+    def _spent(self, run: RunRecord) -> int:
+        """What it has been trained on once it has come to where it pauses or ends, `again` not counted."""
+        if run.state.is_final or run.state is RunState.PAUSED:
+            return run.reached or 0
+        if run.run_id in self.running:
+            return self.running[run.run_id] or self.search.request.distillation.tokens
+        return (run.reached or 0) + self._tokens_of(run)
 
     def _is_late(self) -> bool:
         """Whether the limit of hours has been reached."""
@@ -358,12 +387,8 @@ class _Loop:
         limit = self.search.request.limits.max_tokens
         if limit is None:
             return math.inf
-        ways = (
-            (each.reached or 0) + (0 if each.state.is_final or each.state is RunState.PAUSED else self._tokens_of(each))
-            for candidate in self.candidates.values()
-            for each in candidate.runs
-        )
-        return limit - sum(ways)
+        runs = (run for candidate in self.candidates.values() for run in candidate.runs)
+        return limit - self.again - sum(map(self._spent, runs))
 
     def _ask(self, count: int, tokens: float) -> list[Proposal]:
         """Up to `count` proposals that begin with up to so many tokens, each for the budget that has the fewest

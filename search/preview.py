@@ -14,7 +14,7 @@ from search.counting import (
     parameters,
 )
 from search.distillation import DistillationRequest
-from search.learning_rate import FRACTION, USUAL_TRIALS
+from search.learning_rate import FIRST_RATE, USUAL_TRIALS, trial_request
 from search.memory import MemoryEstimate, estimate_memory
 from search.patience import checkpoint
 from search.planning import Plan, most_candidates, most_repeats
@@ -94,6 +94,11 @@ class CostEstimate:
     """Tokens of held-out text that students are judged on, all candidates, repeats and rungs together."""
     calibration_tokens: int
     """Tokens of the importance pass, once a search."""
+    sweep_tokens: int
+    """Tokens that students are trained on, besides, to find the learning rate, for all budgets together: usually four
+    quarters of a run for each. 0 where the request names a rate."""
+    sweep_flops: float
+    """Of these; part of `flops`."""
     flops: float
     """Distillation: three forward passes of the student (backward counts as two) and the teacher's LM head for every
     token, about 6 N_S + 2 N_head; evaluation: one of the student and that head. The teacher's layers, 2 N_T with the
@@ -102,9 +107,8 @@ class CostEstimate:
     teacher. Calibration: one of the teacher, three with gradients, and for layer scores by
     removal the layers behind each one removed; a task that layers are scored by is read instead of the calibration
     text. Selection: one of the teacher and one of the reference over the windows that are selected from. A learning
-    rate that is to be found: a candidate's distillation for each budget, in four quarters. Correction: three of the
-    teacher for every token of it, and the held-out text twice. Tasks are taken for as many tokens as they have
-    bytes."""
+    rate that is to be found: see `sweep_tokens`. Correction: three of the teacher for every token of it, and the
+    held-out text twice. Tasks are taken for as many tokens as they have bytes."""
     target_bytes: int
     """What is kept of the teacher's outputs, states inside for hidden losses among them: four bytes a value, two of
     training windows in a lossy `distillation.targets_dtype`. A teacher in bfloat16 takes two throughout."""
@@ -227,7 +231,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     target_flops = head_flops if is_kept else teacher_flops
     taught_tokens = (request.train_windows + data.validation_samples + data.test_samples) * data.sequence_length
     # before distillation, at every rung, and the test split once
-    heldout_windows = (1 + len(request.strategy.rungs)) * data.validation_samples + data.test_samples
+    heldout_windows = (1 + len(request.strategy.fractions)) * data.validation_samples + data.test_samples
     heldout_tokens = heldout_windows * data.sequence_length
     calibration_tokens = data.calibration_samples * data.sequence_length
     once = _scored_tokens(planned, calibration_tokens) + planned.evaluation_bytes + is_kept * taught_tokens
@@ -241,20 +245,25 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     num_runs = num_candidates + num_repeats
     whole = num_runs * request.distillation.tokens
     distillation_tokens = min(whole, request.limits.max_tokens or whole)
+    is_swept = request.distillation.learning_rate == "auto"
+    trial_tokens = is_swept * USUAL_TRIALS * trial_request(request.distillation, FIRST_RATE).tokens
+    sweep_flops = 0.0
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, planned.context)
         distillation = distillation_tokens / num_runs * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         runs = most_candidates(request, feasible) + most_repeats(request, feasible)
         flops += runs * (distillation + evaluation)
-        if request.distillation.learning_rate == "auto":
-            flops += USUAL_TRIALS * FRACTION * request.distillation.tokens * (3 * student_flops + target_flops)
+        sweep_flops += trial_tokens * (3 * student_flops + target_flops)
+    flops += sweep_flops
     return CostEstimate(
         num_candidates=num_candidates,
         num_repeats=num_repeats,
         distillation_tokens=distillation_tokens,
         evaluation_tokens=num_runs * heldout_tokens,
         calibration_tokens=calibration_tokens,
+        sweep_tokens=trial_tokens * len(planned.feasible),
+        sweep_flops=sweep_flops,
         flops=flops,
         target_bytes=is_kept * _target_bytes(request, teacher),
         targets_pay_from=int(teacher_flops // (teacher_flops - head_flops)) + 1,

@@ -15,7 +15,7 @@ several objectives.
 Decisions follow from what is stored alone. Two candidates of one loss: the one that was proposed first is better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from search.objectives import Objectives
 from search.pareto import best_first
@@ -38,8 +38,9 @@ def promotable(
     reduction_factor: int,
     at_least: int = 0,
     objectives: Objectives = _LOSS,
-) -> CandidateRecord | None:
-    """Who of a budget's candidates goes on next; None where nobody may.
+) -> Iterator[CandidateRecord]:
+    """Who of a budget's candidates may go on, in the order in which they should: the highest rung first, and of a rung
+    the best.
 
     Args:
         candidates: all that the budget has.
@@ -53,8 +54,7 @@ def promotable(
         places = len(ranked) // reduction_factor
         for candidate in ranked[: max(places, at_least)]:
             if candidate.state is RunState.PAUSED and candidate.reached == tokens:
-                return candidate
-    return None
+                yield candidate
 
 
 def _ranked(candidates: Sequence[CandidateRecord], tokens: int, objectives: Objectives) -> list[CandidateRecord]:

@@ -26,6 +26,9 @@ MAX_SEED = 2**31 - 1
 MAX_NAME = 200
 MAX_TAG = 100
 
+#: Where a candidate is measured unless the request says so, or its strategy does.
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+
 Basis = Literal["total", "non_embedding"]
 StrategyKind = Literal["auto", "tpe", "gp", "nsga2", "evolution", "random", "exhaustive"]
 CountedObjective = Literal["parameters", "kv_cache_bytes_per_token", "flops_per_token", "checkpoint_bytes"]
@@ -314,7 +317,7 @@ class StrategyRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    kind: StrategyKind = "tpe"
+    kind: StrategyKind = "auto"
     """`auto`: chosen at submission by the size of the space and the limits, with successive halving (`search.auto`);
     `tpe`: Optuna's multivariate TPE; `gp`: Optuna's Gaussian process over what is feasible and left, for up to some
     hundreds of candidates, as a proposal takes seconds after a thousand; `nsga2`: Optuna's NSGA-II, in generations of a
@@ -330,11 +333,13 @@ class StrategyRequest:
     `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
     given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is
     counted, as the rest is measured at the end. Not with `gp`."""
-    rungs: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Fractions of the brief run at which the held-out loss is measured; the last is always 1."""
+    rungs: tuple[float, ...] | None = None
+    """Fractions of the brief run at which the held-out loss is measured; the last is always 1. Null: what goes with
+    `kind` is filled in at submission, [0.0625, 0.25, 1] with `auto`, else [0.25, 0.5, 0.75, 1]."""
     halving: HalvingRequest | None = None
-    """Whether candidates that are behind at a rung are stopped there. Null: each is distilled to its end. Rungs that
-    double, such as [0.125, 0.25, 0.5, 1], go with a factor of 2."""
+    """Whether candidates that are behind at a rung are stopped there. Null: each is distilled to its end, but with
+    `auto`, which halves by 4 unless `rungs` is [1]. Rungs that double, such as [0.125, 0.25, 0.5, 1], go with a factor
+    of 2."""
     repeats: RepeatsRequest | None = None
     """Whether the best are trained again with other seeds. Null: every candidate runs once, and nothing is known of how
     sure their order is."""
@@ -349,6 +354,12 @@ class StrategyRequest:
     leaderboard does not depend on which candidate finishes first."""
 
     @property
+    def fractions(self) -> tuple[float, ...]:
+        """The rungs: those of the request, or where it names none and is not resolved yet (`search.auto`) the usual
+        quarters."""
+        return QUARTERS if self.rungs is None else self.rungs
+
+    @property
     def confidence(self) -> float:
         """The probability from which on one candidate is taken to be better than another."""
         return (self.repeats or RepeatsRequest()).confidence
@@ -358,17 +369,18 @@ class StrategyRequest:
         _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
         self._check_objectives()
         self._check_sharing()
-        ascending = all(low < high for low, high in pairwise(self.rungs))
+        rungs = self.fractions
+        ascending = all(low < high for low, high in pairwise(rungs))
         _require(
-            len(self.rungs) > 0 and self.rungs[0] > 0 and self.rungs[-1] == 1 and ascending,
+            len(rungs) > 0 and rungs[0] > 0 and rungs[-1] == 1 and ascending,
             expected="ascending fractions in (0, 1] that end at 1",
-            got=list(self.rungs),
+            got=list(rungs),
             where="rungs",
         )
         _require(
-            self.halving is None or len(self.rungs) > 1,
+            self.halving is None or len(rungs) > 1,
             expected="a rung before the last to stop at",
-            got=list(self.rungs),
+            got=list(rungs),
             where="rungs",
         )
 
@@ -412,7 +424,9 @@ class LimitsRequest:
     """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
     max_tokens: int | None = None
     """Tokens that students are trained on, all candidates and repeats together: nothing begins, or goes on, that would
-    exceed it. But a budget ends with one candidate distilled to its end, whatever that takes. Null: no limit."""
+    exceed it. Where nothing could be kept of a run at a rung and it is trained anew, what it takes the second time
+    counts, but not in deterministic mode, as it depends on the machine. But a budget ends with one candidate distilled
+    to its end, whatever that takes. Null: no limit."""
     max_hours: float | None = None
     """Hours from the moment that the search was taken up first, by the clock: afterwards nothing begins, or goes on
     beyond where it pauses next. But a budget ends with one candidate distilled to its end, whatever that takes. Null:
@@ -533,7 +547,7 @@ class SearchRequest:
         """The tokens after which a candidate is measured, ascending; the last is its whole run."""
         distillation = self.distillation
         return tuple(
-            step * distillation.batch_tokens for step in rung_steps(self.strategy.rungs, steps=distillation.steps)
+            step * distillation.batch_tokens for step in rung_steps(self.strategy.fractions, steps=distillation.steps)
         )
 
     @property

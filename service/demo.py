@@ -65,7 +65,8 @@ class Stopwatch:
 
 
 def demo_request() -> SearchRequest:
-    """A search for two budgets, small enough for two cores: six candidates each, briefly distilled."""
+    """A search for two budgets, small enough for two cores: twelve candidates each, briefly distilled. How they are
+    proposed, who goes on, and the learning rate are left to the defaults."""
     return SearchRequest(
         name="demo",
         teacher=TeacherRequest(model="teacher"),
@@ -73,8 +74,8 @@ def demo_request() -> SearchRequest:
         data=DataRequest(
             train="python", sequence_length=128, calibration_samples=64, validation_samples=128, test_samples=64
         ),
-        distillation=DistillationRequest(tokens=81_920, batch_tokens=1_024, learning_rate=2e-3, warmup_steps=8),
-        strategy=StrategyRequest(max_candidates=6, rungs=(0.5, 1.0)),
+        distillation=DistillationRequest(tokens=81_920, batch_tokens=1_024, warmup_steps=8),
+        strategy=StrategyRequest(max_candidates=12),
     )
 
 

@@ -394,6 +394,11 @@ def _correction(preview: Json) -> list[tuple[str, str]]:
     return [("to correct the teacher", f"{quantity(memory['total'])} bytes on a GPU")] if memory else []
 
 
+def _sweep(cost: Json) -> list[tuple[str, str]]:
+    tokens, flops = quantity(cost["sweep_tokens"]), quantity(cost["sweep_flops"])
+    return [("to find the learning rate", f"{tokens} tokens, {flops} FLOPs")] if cost["sweep_tokens"] else []
+
+
 def _kept_targets(cost: Json) -> str:
     if not cost["target_bytes"]:
         return "none: the teacher runs beside every candidate"
@@ -417,6 +422,7 @@ def show_preview(preview: Json, out: Console) -> None:
                 ("candidates", f"at most {cost['num_candidates']}"),
                 *([("repeats", f"at most {cost['num_repeats']}")] if cost["num_repeats"] else []),
                 ("distillation", f"{quantity(cost['distillation_tokens'])} tokens over all candidates"),
+                *_sweep(cost),
                 ("compute", f"{quantity(cost['flops'])} FLOPs"),
                 ("kept targets", _kept_targets(cost)),
                 *_correction(preview),

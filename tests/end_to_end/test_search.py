@@ -205,8 +205,8 @@ def test_a_real_teacher_is_halved(data_dir: Path, home: Home, sqlite_url: str, t
         teacher=TeacherRequest(model="stories260K"),
         budgets=(BudgetRequest(ratio=0.5),),
         data=DataRequest(train="tinystories", validation_samples=64, test_samples=32),
-        distillation=DistillationRequest(tokens=204_800, warmup_steps=10),
-        strategy=StrategyRequest(max_candidates=2, rungs=(0.5, 1.0)),
+        distillation=DistillationRequest(tokens=204_800, learning_rate=1e-3, warmup_steps=10),
+        strategy=StrategyRequest(kind="tpe", max_candidates=2, rungs=(0.5, 1.0)),
         limits=LimitsRequest(max_parallel=2),
     )
     roots = {"model_roots": f'["{models}"]', "data_roots": f'["{corpora}"]'}

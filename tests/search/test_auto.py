@@ -1,11 +1,12 @@
 """`search.auto`."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 
 from search.auto import REDUCTION_FACTOR, RUNGS, resolved
-from search.request import HalvingRequest, LimitsRequest, StrategyKind, StrategyRequest
+from search.request import QUARTERS, HalvingRequest, LimitsRequest, StrategyKind, StrategyRequest
 
 FREE = LimitsRequest()
 
@@ -39,6 +40,17 @@ def test_what_the_request_says_stays() -> None:
     )
 
 
+def test_rungs_that_the_request_names_stay_even_if_they_are_the_usual_ones() -> None:
+    asked = StrategyRequest(kind="auto", rungs=QUARTERS)
+    found = resolved(asked, FREE, [1_000])
+    assert found.rungs == QUARTERS
+    assert found.halving == HalvingRequest(reduction_factor=REDUCTION_FACTOR)
+
+
+def test_auto_is_what_is_meant_where_no_kind_is_named() -> None:
+    assert resolved(StrategyRequest(), FREE, [1_000]) == resolved(StrategyRequest(kind="auto"), FREE, [1_000])
+
+
 def test_without_a_rung_to_stop_at_nothing_is_halved() -> None:
     assert resolved(StrategyRequest(kind="auto", rungs=(1.0,)), FREE, [1_000]).halving is None
 
@@ -51,6 +63,8 @@ def test_budgets_share_as_the_request_says_unless_everything_is_begun() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in get_args(StrategyKind) if kind != "auto"])
-def test_a_strategy_that_was_named_is_taken_as_it_is(kind: StrategyKind) -> None:
+def test_a_strategy_that_was_named_is_taken_as_it_is_and_its_rungs_are_written_down(kind: StrategyKind) -> None:
     asked = StrategyRequest(kind=kind)
-    assert resolved(asked, FREE, [1_000]) is asked
+    assert resolved(asked, FREE, [1_000]) == replace(asked, rungs=QUARTERS)
+    named = replace(asked, rungs=(0.5, 1.0))
+    assert resolved(named, FREE, [1_000]) == named

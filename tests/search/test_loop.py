@@ -317,6 +317,43 @@ def test_a_limit_leaves_no_budget_without_a_candidate(house: Callable[..., House
     ]
 
 
+def test_a_promotion_that_the_limit_does_not_pay_for_keeps_back_none_that_costs_less(
+    house: Callable[..., House],
+) -> None:
+    """Four begin, two of them go on while two more begin: with 25 tokens left the best of those that wait at the first
+    rung goes on, though the better of the second rung would be next and lacks 50."""
+    home = house(
+        kind="exhaustive", max_candidates=6, max_parallel=4, max_tokens=225, deterministic=True, halving=HALVING
+    )
+    home.drive(ScriptedEvaluator(slots=4))
+    assert sorted(candidate.reached or 0 for candidate in home.candidates) == [25, 25, 25, 50, 50, 100]
+
+
+def trained(evaluator: ScriptedEvaluator) -> int:
+    """Tokens, those that were trained twice counted twice, where no attempt was lost."""
+    return sum((task.until or 100) - (task.partial.tokens if task.partial else 0) for task in evaluator.submitted)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("limit", [300, 475, 600])
+def test_tokens_that_are_trained_again_as_nothing_could_be_kept_count(
+    house: Callable[..., House], limit: int, interrupted: bool
+) -> None:
+    home = house(max_candidates=16, max_parallel=1, max_tokens=limit, halving=HALVING)
+    evaluator = ScriptedEvaluator(slots=1, keeps=False)
+    if interrupted:
+
+        def at_a_pause() -> bool:
+            return len(evaluator.submitted) == 5 and not evaluator._running
+
+        with pytest.raises(Interrupted):
+            home.drive(evaluator, should_stop=at_a_pause)
+    home.drive(evaluator)
+    completed = [c for c in home.candidates if c.state is RunState.COMPLETED]
+    assert tokens_of(home) < trained(evaluator) <= limit + (100 if len(completed) == 1 else 0)
+    assert trained(evaluator) > limit - 50, "what the limit leaves is used"
+
+
 # --- a limit of hours -----------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from search.auto import RUNGS
 from search.context import Context
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token, parameters
 from search.errors import (
@@ -21,7 +22,7 @@ from search.errors import (
 from search.planning import feasible_sets, plan
 from search.preview import preview
 from search.records import JobState, Progress, SearchRecord
-from search.request import SearchRequest
+from search.request import QUARTERS, SearchRequest
 from search.serialization import from_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 from tests.support.harness import write_task
@@ -64,6 +65,16 @@ def test_a_search_is_stored_with_what_auto_stands_for(roots: Path) -> None:
     strategy = make_plan(roots, strategy={"kind": "auto", "max_candidates": 2}).new_search.request.strategy
     assert strategy.kind == "tpe"
     assert strategy.halving is not None
+
+
+def test_a_search_is_stored_with_its_rungs(roots: Path) -> None:
+    for strategy, rungs in (
+        ({}, RUNGS),
+        ({"kind": "random"}, QUARTERS),
+        ({"rungs": list(QUARTERS)}, QUARTERS),
+        ({"rungs": [0.5, 1.0]}, (0.5, 1.0)),
+    ):
+        assert make_plan(roots, strategy=strategy).new_search.request.strategy.rungs == rungs
 
 
 def test_a_stored_search_has_the_feasible_sets_of_its_submission(roots: Path) -> None:

@@ -183,8 +183,10 @@ def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_bud
     tokens = auto.new_search.request.distillation.tokens
     flops = flops_per_token(ARCHITECTURE, AT_8)
     head = 2 * ARCHITECTURE.vocab_size * ARCHITECTURE.hidden_size
-    more = estimate_cost(auto).flops - estimate_cost(make_plan(roots, **given)).flops
-    assert more == pytest.approx(tokens * (3 * flops + head))
+    found, named = estimate_cost(auto), estimate_cost(make_plan(roots, **given))
+    assert found.flops - named.flops == pytest.approx(tokens * (3 * flops + head)) == found.sweep_flops
+    assert (found.sweep_tokens, found.distillation_tokens) == (tokens, named.distillation_tokens)
+    assert (named.sweep_tokens, named.sweep_flops) == (0, 0)
 
 
 def test_the_cost_grows_with_the_candidates(roots: Path) -> None:

@@ -43,7 +43,7 @@ def best(
     objectives: Objectives = Objectives(),  # noqa: B008  # frozen
 ) -> int | None:
     found = promotable(candidates, RUNGS, reduction_factor=factor, at_least=at_least, objectives=objectives)
-    return None if found is None else found.number
+    return next((each.number for each in found), None)
 
 
 def test_a_candidate_is_judged_at_the_rung_after_the_one_it_has_reached() -> None:

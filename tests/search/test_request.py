@@ -1,6 +1,6 @@
 """`search.request`: what is refused where, and the round trip through JSON."""
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest, LatencyRequest, task_name
 from search.request import (
     MAX_SEED,
+    QUARTERS,
     BudgetRequest,
     HalvingRequest,
     ImportanceRequest,
@@ -99,9 +100,35 @@ def test_json_brings_back_the_same_request(request: SearchRequest) -> None:
     assert canonical_json(again) == canonical_json(request)
 
 
+def unnamed(value: Any, document: Any, path: str = "") -> list[str]:
+    """Fields of a dataclass, and of those inside, that a JSON document does not have."""
+    if not is_dataclass(value):
+        return []
+    names = [each.name for each in fields(value)]
+    lacking = [f"{path}.{name}" for name in names if name not in document]
+    return lacking + [
+        found
+        for name in names
+        if name in document
+        for found in unnamed(getattr(value, name), document[name], f"{path}.{name}")
+    ]
+
+
+def test_what_is_stored_names_every_field_so_that_a_new_default_changes_no_old_request() -> None:
+    request = from_json(SearchRequest, SMALLEST)
+    assert unnamed(request, to_json(request)) == []
+    old = to_json(request)
+    old["strategy"] |= {"kind": "tpe", "rungs": list(QUARTERS)}
+    old["distillation"]["learning_rate"] = 0.001
+    read = from_json(SearchRequest, old)
+    assert (read.strategy.kind, read.strategy.rungs, read.distillation.peak) == ("tpe", QUARTERS, 0.001)
+    assert to_json(read) == old
+
+
 def test_the_smallest_submission_gets_defaults() -> None:
     request = from_json(SearchRequest, SMALLEST)
-    assert request.strategy == StrategyRequest()
+    assert request.strategy == StrategyRequest(kind="auto")
+    assert request.distillation.learning_rate == "auto"
     assert request.distillation.steps == 400
     assert request.train_windows * 256 == 819_200
     assert request.tokens_needed == (1_024 + 256 + 128) * 256 + 819_200 // 4

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from search.distillation import DistillationRequest
 from search.records import JobState
-from search.request import HalvingRequest, RepeatsRequest, SearchRequest, StrategyRequest
+from search.request import QUARTERS, HalvingRequest, RepeatsRequest, SearchRequest, StrategyRequest
 from search.serialization import from_json
 from service import extras
 from service.cli import app
@@ -112,7 +112,7 @@ def test_flags_alone_make_a_request(espalier: Shell, served: Served) -> None:
     assert request.teacher.model == "tiny"
     assert [(budget.ratio, budget.params) for budget in request.budgets] == [(0.5, None), (None, 100_000)]
     assert request.distillation == DistillationRequest(tokens=1024, batch_tokens=512, learning_rate=0.01)
-    assert request.strategy == StrategyRequest(kind="random", max_candidates=3, seed=7)
+    assert request.strategy == StrategyRequest(kind="random", max_candidates=3, rungs=QUARTERS, seed=7)
     assert (request.name, request.tags, request.limits.max_parallel) == ("flags", ("a", "b"), 2)
     assert request.data.sequence_length == 16
 

@@ -53,6 +53,8 @@ class ScriptedEvaluator(Evaluator):
     noise: Callable[[Architecture, int], float] = lambda architecture, seed: 0.0
     #: Where everything is kept that a loop looks for, and runs at their rungs.
     artifacts: ArtifactStore | None = None
+    #: Whether there is space for that.
+    keeps: bool = True
     #: Called before each poll, to make things happen in between.
     before_poll: Callable[[], None] = lambda: None
     prepared: int = 0
@@ -83,7 +85,7 @@ class ScriptedEvaluator(Evaluator):
         self.submitted.append(task)
         outcome = outcomes[attempt] if attempt < len(outcomes) else None
         final = scripted_loss(task.architecture) + self.noise(task.architecture, task.seed)
-        self._running[task.run_id] = _run(task, outcome, final, self.artifacts)
+        self._running[task.run_id] = _run(task, outcome, final, self.artifacts if self.keeps else None)
         self.most_at_once = max(self.most_at_once, len(self._running))
 
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:

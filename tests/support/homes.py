@@ -45,8 +45,8 @@ REQUEST = SearchRequest(
     data=DataRequest(
         train="stories.txt", sequence_length=32, calibration_samples=8, validation_samples=16, test_samples=8
     ),
-    distillation=DistillationRequest(tokens=8_192, batch_tokens=256, warmup_steps=2),
-    strategy=StrategyRequest(max_candidates=4, rungs=(0.5, 1.0)),
+    distillation=DistillationRequest(tokens=8_192, batch_tokens=256, learning_rate=1e-3, warmup_steps=2),
+    strategy=StrategyRequest(kind="tpe", max_candidates=4, rungs=(0.5, 1.0)),
     limits=LimitsRequest(max_parallel=2),
 )
 
@@ -267,7 +267,7 @@ def assert_whole(search: SearchRecord, candidates: Sequence[CandidateRecord]) ->
         assert len(keys) == len(set(keys))
         steps = [m.tokens for m in candidate.measurements if m.metric == "validation_loss"]
         total = search.request.distillation.tokens
-        assert steps == [0, *(round(rung * total) for rung in search.request.strategy.rungs)]
+        assert steps == [0, *(round(rung * total) for rung in search.request.strategy.fractions)]
 
 
 def with_learning_rate(request: SearchRequest, learning_rate: float) -> SearchRequest:

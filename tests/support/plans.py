@@ -21,8 +21,8 @@ BODY: dict[str, Any] = {
         "validation_samples": 4,
         "test_samples": 2,
     },
-    "distillation": {"tokens": 64, "batch_tokens": 16, "max_epochs": 1},
-    "strategy": {"max_candidates": 6, "rungs": [0.5, 1.0]},
+    "distillation": {"tokens": 64, "batch_tokens": 16, "max_epochs": 1, "learning_rate": 0.001},
+    "strategy": {"kind": "tpe", "max_candidates": 6, "rungs": [0.5, 1.0]},
 }
 
 #: Tokens: 8 x (2 + 4 + 2) of calibration and held-out windows, 64 of distillation.

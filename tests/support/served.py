@@ -42,8 +42,8 @@ REQUEST: dict[str, Any] = {
         "validation_samples": 4,
         "test_samples": 4,
     },
-    "distillation": {"tokens": 1024, "batch_tokens": 64},
-    "strategy": {"max_candidates": 4},
+    "distillation": {"tokens": 1024, "batch_tokens": 64, "learning_rate": 0.001},
+    "strategy": {"kind": "tpe", "max_candidates": 4, "rungs": [0.25, 0.5, 0.75, 1.0]},
 }
 
 

@@ -26,8 +26,8 @@ BODY: dict[str, Any] = {
         "validation_samples": 4,
         "test_samples": 2,
     },
-    "distillation": {"tokens": 128, "batch_tokens": 64, "max_epochs": 1},
-    "strategy": {"max_candidates": 4, "rungs": [0.5, 1.0]},
+    "distillation": {"tokens": 128, "batch_tokens": 64, "max_epochs": 1, "learning_rate": 0.001},
+    "strategy": {"kind": "tpe", "max_candidates": 4, "rungs": [0.5, 1.0]},
 }
 
 

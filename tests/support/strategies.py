@@ -5,22 +5,26 @@ from random import Random
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import TrialState
 
 from search.architecture import Architecture
 from search.ports import Observation, Strategy
 from search.records import RunState
 from search.space import FeasibleSet
 from search.strategies.optuna.study import TRIAL_STATES
+from search.strategies.random import RandomStrategy
 from search.strategies.seeding import seed_of
 
 
 class SlowTpe(Strategy):
-    """As TPE was asked at first: every time by a study that Optuna fills, and with the space that Optuna gathers."""
+    """As TPE was asked at first: every time by a study that Optuna fills, and with the space that Optuna gathers. Until
+    enough candidates were judged its proposals are those of `RandomStrategy`."""
 
     def __init__(self, feasible: FeasibleSet, *, seed: int, num_startup: int) -> None:
         self._feasible = feasible
         self._seed = seed
         self._num_startup = num_startup
+        self._random = RandomStrategy(feasible, seed=seed)
         self._observations: dict[int, Observation] = {}
         self._distributions: dict[str, BaseDistribution] = {
             axis: FloatDistribution(0.0, 1.0) for axis in feasible.free_axes
@@ -32,6 +36,8 @@ class SlowTpe(Strategy):
         )
         study = optuna.create_study(sampler=sampler, direction="minimize")
         study.add_trials(self._trial(observation) for _, observation in sorted(self._observations.items()))
+        if len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))) < self._num_startup:
+            return self._random.ask(number, taken=taken)
         return self._feasible.nearest(study.ask(self._distributions).params, taken=taken)
 
     def observe(self, observation: Observation) -> None:

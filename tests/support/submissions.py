@@ -51,7 +51,7 @@ def submission(
         teacher=TeacherRequest(model="tiny"),
         budgets=tuple(BudgetRequest(ratio=ratio) for ratio in ratios),
         data=DataRequest(train="text", sequence_length=5),
-        distillation=DistillationRequest(tokens=100, batch_tokens=5),
+        distillation=DistillationRequest(tokens=100, batch_tokens=5, learning_rate=1e-3),
         strategy=StrategyRequest(
             kind=kind,
             max_candidates=max_candidates,

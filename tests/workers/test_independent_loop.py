@@ -54,8 +54,8 @@ def both(
         budgets=(BudgetRequest(ratio=0.5),),
         data=DataRequest(train="tinystories", calibration_samples=128),
         importance=ImportanceRequest(score="activation", sequence_aggregate="mean"),
-        distillation=DistillationRequest(tokens=2048 * steps, warmup_steps=steps // 20),
-        strategy=StrategyRequest(rungs=(1.0,)),
+        distillation=DistillationRequest(tokens=2048 * steps, learning_rate=1e-3, warmup_steps=steps // 20),
+        strategy=StrategyRequest(kind="tpe", rungs=(1.0,)),
     )
     new = plan(request, model_roots=model_roots, data_roots=data_roots).new_search
     search = SearchRecord(

@@ -110,5 +110,5 @@ class _Nsga2(NSGAIISampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """A random value: of a random point, or where a child is mutated."""
+        """A random value, where a child is mutated."""
         return self._anywhere.sample_independent(study, trial, param_name, param_distribution)

@@ -15,6 +15,7 @@ from search.architecture import Architecture
 from search.ports import Observation, Strategy
 from search.records import RunState
 from search.space import FeasibleSet
+from search.strategies.random import RandomStrategy
 from search.strategies.seeding import seed_of
 from search.strategies.standing import ranked
 
@@ -44,6 +45,10 @@ def startup_candidates(max_candidates: int) -> int:
 class OptunaStrategy(Strategy):
     """A sampler over relative positions on the outer axes; the proposal is the closest feasible point that is left.
 
+    Where the sampler has nothing to go by yet, the proposal is drawn from the feasible set itself, each point as likely
+    as any other (`RandomStrategy`). The point closest to a random position would not be: whoever has a large part of
+    the cube to himself, as points beside an infeasible corner have, would be drawn far more often than others.
+
     The sampler never learns of what it suggested, only of the point that was evaluated instead. Every ask makes a study
     of the observations and a sampler with a seed of its own: a sampler's random state could not be restored after a
     restart, and this way there is none.
@@ -60,6 +65,7 @@ class OptunaStrategy(Strategy):
         self._seed = seed
         self._num_startup = num_startup
         self._num_objectives = num_objectives
+        self._random = RandomStrategy(feasible, seed=seed)
         self._observations: dict[int, Observation] = {}
         self._trials: dict[int, FrozenTrial] = {}
         self._distributions: dict[str, BaseDistribution] = dict.fromkeys(feasible.free_axes, RELATIVE)
@@ -69,9 +75,11 @@ class OptunaStrategy(Strategy):
         """A fresh one, all of whose random choices `seed` decides."""
 
     def ask(self, number: int, *, taken: Collection[str]) -> Architecture | None:
-        """The untaken point closest to what the sampler suggests."""
-        suggestion = self._study(number).ask(self._distributions).params
-        return self._feasible.nearest(suggestion, taken=taken)
+        """The untaken point closest to what the sampler suggests; a random one where it suggests nothing."""
+        trial = self._study(number).ask(self._distributions)
+        if not trial.relative_params:  # Optuna has drawn each axis for itself
+            return self._random.ask(number, taken=taken)
+        return self._feasible.nearest(trial.params, taken=taken)
 
     def observe(self, observation: Observation) -> None:
         """Remember it in place of what was known of that candidate."""

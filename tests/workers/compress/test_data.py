@@ -25,7 +25,7 @@ REQUEST = SearchRequest(
     teacher=TeacherRequest(model="any"),
     budgets=(BudgetRequest(ratio=0.5),),
     data=DATA,
-    distillation=DistillationRequest(tokens=32 * 40, batch_tokens=64, max_epochs=1),
+    distillation=DistillationRequest(tokens=32 * 40, batch_tokens=64, learning_rate=1e-3, max_epochs=1),
 )
 BOS = 0
 

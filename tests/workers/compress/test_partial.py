@@ -13,7 +13,7 @@ from workers.compress.partial import go_on, keep
 from workers.compress.targets import LiveTargets
 
 WINDOWS = some_tokens(batch=8, length=16).int()
-REQUEST = DistillationRequest(tokens=16 * 8, batch_tokens=16 * 2, loss="taid")
+REQUEST = DistillationRequest(tokens=16 * 8, batch_tokens=16 * 2, learning_rate=1e-3, loss="taid")
 
 
 def new_training(seed: int) -> Training:

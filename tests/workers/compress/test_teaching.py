@@ -21,7 +21,7 @@ from workers.compress.teacher import Teacher
 from workers.compress.teaching import keep_targets, targets_of
 
 BOTH: tuple[HiddenState, ...] = ("block_output", "embedding_output")
-WANTED = DistillationRequest(hidden_losses=BOTH)
+WANTED = DistillationRequest(learning_rate=1e-3, hidden_losses=BOTH)
 SPLITS = {split: some_tokens(batch=6, length=16, seed=seed).int() for seed, split in enumerate(Tokens.__slots__)}
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from search.distillation import DistillationRequest
 from search.schema import SCHEMA as _SCHEMA
-from search.schema import require as _require
+from search.schema import Rate, TokenCount, require_bounds
 
 _STORED: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -24,16 +24,14 @@ class CorrectionRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    tokens: int
+    tokens: TokenCount
     """Tokens it is trained on: a multiple of `distillation.batch_tokens`, and at most what a candidate is trained
     on."""
-    learning_rate: float = 1e-4
+    learning_rate: Rate = 1e-4
     """The peak; warm-up and cosine are as in `distillation`. The paper takes a fifth of the teacher's own peak."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "learning_rate"):
-            value = getattr(self, name)
-            _require(value > 0, expected="a number above 0", got=value, where=name)
+        require_bounds(self)
 
     def training(self, distillation: DistillationRequest) -> DistillationRequest:
         """The run as the engine takes it: what of `distillation` says how to compute, and the text alone as loss."""

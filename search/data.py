@@ -4,10 +4,12 @@ Each class checks itself; that the text is there and long enough is checked by `
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+from annotated_types import Interval, Len
 
 from search.schema import SCHEMA as _SCHEMA
-from search.schema import require as _require
+from search.schema import BatchTokenCount, Count, SourcePath, require_bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,17 +18,16 @@ class WeightedText:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    path: str
+    path: SourcePath
     """Of a file or directory, as for `train`."""
-    weight: float = 1.0
+    weight: Annotated[float, Interval(ge=1e-6, le=1e6)] = 1.0
     """Its part of the tokens, in relation to the other weights."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.path), expected="a path below a data root", got=self.path, where="path")
-        _require(1e-6 <= self.weight <= 1e6, expected="from 0.000001 to 1000000", got=self.weight, where="weight")
+        require_bounds(self)
 
 
-TextRequest = str | tuple[WeightedText, ...]
+TextRequest: TypeAlias = SourcePath | Annotated[tuple[WeightedText, ...], Len(1, 256)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,14 @@ class SelectionRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    reference: str
+    reference: SourcePath
     """The small model: a Hugging Face model directory with the teacher's tokenizer, as a path below one of the server's
     model roots."""
-    ratio: float = 0.5
+    ratio: Annotated[float, Interval(ge=0.001, le=1)] = 0.5
     """The share of the windows that is kept."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.reference), expected="a path below a model root", got=self.reference, where="reference")
-        _require(0.001 <= self.ratio <= 1, expected="from 0.001 to 1", got=self.ratio, where="ratio")
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,31 +64,19 @@ class DataRequest:
     found in both, or in both but for little, are not trained on."""
     selection: SelectionRequest | None = None
     """How training windows are chosen; where there is none, as they come."""
-    text_field: str = "text"
+    text_field: Annotated[str, Len(0, 1_000)] = "text"
     """The field of a JSONL line, or the column of a Parquet file or dataset, that holds the text; by its path where it
     stands inside another: `data.text`. Null there is an empty document."""
-    document_separator: str = "<|endoftext|>"
+    document_separator: Annotated[str, Len(1, 1_000)] = "<|endoftext|>"
     """What stands between two documents in a .txt file; removed, and each document begun with the BOS token."""
-    sequence_length: int = 256
+    sequence_length: Annotated[BatchTokenCount, Interval(ge=2)] = 256
     """Tokens in a packed window."""
-    calibration_samples: int = 1_024
+    calibration_samples: Count = 1_024
     """Windows that the importance pass reads."""
-    validation_samples: int = 256
+    validation_samples: Count = 256
     """Held-out windows on which candidates are ranked."""
-    test_samples: int = 128
+    test_samples: Count = 128
     """Held-out windows, of other documents than all others, on which a candidate is also measured."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation"):
-            text: TextRequest | None = getattr(self, name)
-            _require(text is None or len(text) > 0, expected="a path below a data root", got=text, where=name)
-        _require(
-            bool(self.document_separator),
-            expected="a text that is not empty",
-            got=self.document_separator,
-            where="document_separator",
-        )
-        for name in ("sequence_length", "calibration_samples", "validation_samples", "test_samples"):
-            smallest = 2 if name == "sequence_length" else 1
-            value = getattr(self, name)
-            _require(value >= smallest, expected=f"at least {smallest}", got=value, where=name)
+        require_bounds(self)

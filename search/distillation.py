@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from annotated_types import Interval, Len
 
 from search.schema import SCHEMA as _SCHEMA
+from search.schema import BatchTokenCount, Count, Rate, TokenCount, require_bounds
 from search.schema import require as _require
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -26,9 +29,9 @@ class DistillationRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    tokens: int = 819_200
+    tokens: TokenCount = 819_200
     """Tokens a candidate is trained on."""
-    max_epochs: int = 4
+    max_epochs: Count = 4
     """How many times the training text may be gone over, at most, where it holds fewer tokens than `tokens`. Up to four
     passes are nearly as good as new text (arXiv 2305.16264)."""
     targets: Literal["auto", "live"] = "auto"
@@ -38,9 +41,9 @@ class DistillationRequest:
     """What is kept of the training windows in. `exact`: what the teacher computes in, so that nothing is lost.
     `bfloat16` and `float16` take half the space of float32, and are lossy: students learn from rounded outputs, float16
     rounding eight times less but refusing outputs beyond 65,504. Students are judged by exact ones all the same."""
-    batch_tokens: int = 2_048
+    batch_tokens: BatchTokenCount = 2_048
     """Tokens an optimiser step sees; a multiple of `data.sequence_length`."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: BatchTokenCount | None = None
     """How many of them go through the student at a time, their gradients added up; a multiple of
     `data.sequence_length`. By default all. Where memory runs out it is halved, and the run goes on."""
     precision: Precision = "auto"
@@ -52,27 +55,27 @@ class DistillationRequest:
     compile: bool = False
     """Whether the student's layers go through `torch.compile`. It takes a while at the start of each candidate, so it
     pays for long runs; it needs a C++ compiler where the worker runs."""
-    learning_rate: float | Literal["auto"] = "auto"
+    learning_rate: Rate | Literal["auto"] = "auto"
     """The peak. It moves the result as much as the architecture does: see the README. `auto`: the best of several,
     each tried for a quarter of the run on one architecture of each budget, before the first candidate; `preview` says
     what that takes."""
-    warmup_steps: int = 20
+    warmup_steps: Annotated[int, Interval(ge=0, le=10**9)] = 20
     """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
-    final_learning_rate_ratio: float = 0.1
+    final_learning_rate_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.1
     """Where the cosine ends, as a fraction of the peak."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Interval(gt=0, le=1e9)] = 1.0
     """Gradients are clipped to this L2 norm."""
     loss: DistillationLoss = "forward_kl"
     """What is minimised. `forward_kl`: KL(teacher || student), which the paper found best; `reverse_kl`: the other way
     round; `jensen_shannon`: half of each to their mean; `logit_mse`, `logit_cosine`: distances of the logits; `taid`:
     forward KL to a target that moves from the student to the teacher (arXiv 2501.16937); `cross_entropy`: of the
     text alone, without the teacher."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Interval(ge=1e-3, le=1e3)] = 1.0
     """Softmax temperature of teacher and student in `forward_kl`, `reverse_kl` and `jensen_shannon`."""
-    cross_entropy_weight: float = 0.0
+    cross_entropy_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.0
     """How much of the text's cross-entropy is added to a loss against the teacher; not to `taid`, whose schedule
     follows from the loss."""
-    hidden_losses: tuple[HiddenState, ...] = ()
+    hidden_losses: Annotated[tuple[HiddenState, ...], Len(0, 2)] = ()
     """Which states inside the student are drawn to the teacher's as well, through a linear map that is trained along
     and thrown away; together they weigh as much as `loss`. `block_output`: of the third block from the end;
     `embedding_output`. The paper found them to help where depth is cut a lot, and useless where only widths are."""
@@ -81,9 +84,7 @@ class DistillationRequest:
     of the teacher's, token by token."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "batch_tokens", "learning_rate", "max_grad_norm", "temperature"):
-            value = getattr(self, name)
-            _require(value == "auto" or value > 0, expected="a number above 0", got=value, where=name)
+        require_bounds(self)
         self._check_loss()
         _require(
             self.targets == "auto" or self.targets_dtype == "exact",
@@ -93,18 +94,10 @@ class DistillationRequest:
         )
         micro = self.micro_batch_tokens
         _require(
-            micro is None or 0 < micro <= self.batch_tokens,
+            micro is None or micro <= self.batch_tokens,
             expected=f"from 1 to batch_tokens = {self.batch_tokens}",
             got=micro,
             where="micro_batch_tokens",
-        )
-        _require(self.max_epochs >= 1, expected="at least 1", got=self.max_epochs, where="max_epochs")
-        _require(self.warmup_steps >= 0, expected="at least 0", got=self.warmup_steps, where="warmup_steps")
-        _require(
-            0 <= self.final_learning_rate_ratio <= 1,
-            expected="a fraction in [0, 1]",
-            got=self.final_learning_rate_ratio,
-            where="final_learning_rate_ratio",
         )
         _require(
             self.tokens % self.batch_tokens == 0,
@@ -123,8 +116,6 @@ class DistillationRequest:
             got=self.hidden_distance,
             where="hidden_distance",
         )
-        weight = self.cross_entropy_weight
-        _require(weight >= 0, expected="at least 0", got=weight, where="cross_entropy_weight")
         for name, losses in _LOSSES_WITH.items():
             default = DistillationRequest.__dataclass_fields__[name].default
             _require(

@@ -5,9 +5,11 @@ None of it changes the ranking; some of it can be optimised (`StrategyRequest.ob
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from search.schema import SCHEMA, require
+from annotated_types import Interval, Len
+
+from search.schema import SCHEMA, BatchTokenCount, Count, Quantity, SourcePath, require, require_bounds
 
 #: How long the name of a metric may be: what its column holds.
 MAX_METRIC = 64
@@ -23,19 +25,17 @@ class LatencyRequest:
 
     __pydantic_config__: ClassVar[Any] = SCHEMA
 
-    batch_size: int = 1
+    batch_size: Count = 1
     """Sequences at a time."""
-    prompt_tokens: int = 128
+    prompt_tokens: BatchTokenCount = 128
     """Tokens of each prompt."""
-    new_tokens: int = 32
+    new_tokens: BatchTokenCount = 32
     """Tokens generated after it."""
-    repeats: int = 5
+    repeats: Annotated[int, Interval(ge=1, le=1_000)] = 5
     """Runs that are timed, after one that is not; the median counts."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prompt_tokens", "new_tokens", "repeats"):
-            value = getattr(self, name)
-            require(value >= 1, expected="at least 1", got=value, where=name)
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +44,23 @@ class EvaluationRequest:
 
     __pydantic_config__: ClassVar[Any] = SCHEMA
 
-    tasks: tuple[str, ...] = ()
+    tasks: Annotated[tuple[SourcePath, ...], Len(0, 100)] = ()
     """Minimal pairs (in the format of Zorro or BLiMP) or passages with a last word to predict (LAMBADA), each a file or
     a directory, as a path below one of the server's data roots."""
-    task_items: int | None = 1_000
+    task_items: Quantity | None = 1_000
     """Items of each task, at most, taken from its files in turn; null: all. The accuracy on 1,000 is known to about
     1.6 points."""
-    harness_tasks: tuple[str, ...] = ()
+    harness_tasks: Annotated[tuple[SourcePath, ...], Len(0, 100)] = ()
     """Tasks of lm-evaluation-harness (the `harness` extra): each one of its own names, with its data below a data root
     as a folder of the dataset's name or on the hub, or a `.yaml` file in its format, as a path below a data root."""
-    harness_limit: int | None = 1_000
+    harness_limit: Quantity | None = 1_000
     """Items of each of them, at most: the first ones, as with `lm-eval --limit`; null: all."""
     latency: LatencyRequest | None = None
     """A workload to time: candidates once they are distilled, in float32; the teacher in what it computes in. Null:
     none. Candidates that share a machine slow each other down: time with `limits.max_parallel` at 1."""
 
     def __post_init__(self) -> None:
-        for name in ("task_items", "harness_limit"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, expected="at least 1", got=value, where=name)
+        require_bounds(self)
         _require_names(self.tasks, [task_name(path) for path in self.tasks], "tasks")
         _require_names(self.harness_tasks, [harness_name(name) for name in self.harness_tasks], "harness_tasks")
 

@@ -7,7 +7,9 @@ but the worker, which begins with the given weights.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
 
 from search.architecture import AXES, Architecture
 from search.counting import parameters
@@ -17,10 +19,7 @@ from search.planning import plan
 from search.records import CandidateRecord, Continuation, NewSearch, SearchRecord
 from search.request import MAX_NAME, BudgetRequest, SearchRequest, SpaceRequest, StrategyRequest
 from search.schema import SCHEMA as _SCHEMA
-from search.schema import require as _require
-
-#: More rungs than anybody looks at.
-_MAX_RUNGS = 1_000
+from search.schema import Count, Rate, TokenCount, require_bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,23 +28,21 @@ class FinishRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    tokens: int
+    tokens: TokenCount
     """Tokens to train on; a multiple of the recipe's `distillation.batch_tokens`."""
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """The peak; null: that of the brief run. Warm-up and cosine are the run's own, over all of `tokens`."""
     start: Literal["distilled", "pruned"] = "distilled"
     """Whether to begin with the candidate's weights after the brief distillation, or as they were cut."""
-    rungs: int = 20
+    rungs: Annotated[int, Interval(ge=1, le=1_000)] = 20
     """At how many points, evenly spread, the student is measured and the run stored."""
     data: DataRequest | None = None
     """Other text, or more of it; null: that of the brief run."""
-    max_epochs: int | None = None
+    max_epochs: Count | None = None
     """How many times the training text may be gone over, at most; null: as in the brief run."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "rungs"):
-            _require(getattr(self, name) >= 1, expected="at least 1", got=getattr(self, name), where=name)
-        _require(self.rungs <= _MAX_RUNGS, expected=f"at most {_MAX_RUNGS}", got=self.rungs, where="rungs")
+        require_bounds(self)
 
 
 def finishing_request(request: SearchRequest, architecture: Architecture, finish: FinishRequest) -> SearchRequest:

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from search.certainty import Certainty
 from search.ranking import rank
 from search.records import CandidateRecord
-from search.request import MAX_SEED, RepeatsRequest
+from search.request import RepeatsRequest
+from search.schema import MAX_SEED
 
 
 def next_repeats(

@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+
+from annotated_types import Interval, Len
 
 from search.architecture import AXES
 from search.correction import CorrectionRequest
@@ -17,10 +19,8 @@ from search.distillation import DistillationRequest, rung_steps
 from search.errors import InvalidRequest
 from search.evaluation import EvaluationRequest
 from search.schema import SCHEMA as _SCHEMA
+from search.schema import Count, Quantity, Seed, Size, SourcePath, require_bounds
 from search.schema import require as _require
-
-#: Seeds are stored as 32-bit integers.
-MAX_SEED = 2**31 - 1
 
 #: The longest name and the longest tag, in characters.
 MAX_NAME = 200
@@ -57,12 +57,12 @@ class TeacherRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    model: str
+    model: SourcePath
     """A Hugging Face model directory, as a path below one of the server's model roots."""
     dtype: TeacherDtype = "auto"
     """What the teacher computes in. `auto`: bfloat16 where all of its weights are stored so, else float32. Sums over
     its activations are taken in float32 either way, and students start from the same weights, in float32."""
-    ignore_attributes: tuple[str, ...] = ()
+    ignore_attributes: Annotated[tuple[Annotated[str, Len(1, 1_000)], ...], Len(0, 1_000)] = ()
     """Config attributes that the family does not understand and the user vouches are harmless; recorded in the spec."""
     tokenizer: TokenizerReading = "auto"
     """How the tokenizer beside it is read. `auto`: as `AutoTokenizer` reads it, refused where that gives the text other
@@ -70,7 +70,7 @@ class TeacherRequest:
     `file`: as `tokenizer.json` says, whatever the model's type."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.model), expected="a path below a model root", got=self.model, where="model")
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +79,11 @@ class Tolerance:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    below: float = 0.05
-    above: float = 0.0
+    below: Annotated[float, Interval(gt=0, lt=1)] = 0.05
+    above: Annotated[float, Interval(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.below < 1, expected="a fraction in (0, 1)", got=self.below, where="below")
-        _require(0 <= self.above < 1, expected="a fraction in [0, 1)", got=self.above, where="above")
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,40 +92,32 @@ class BudgetRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    params: int | None = None
+    params: Quantity | None = None
     """The most parameters a candidate may have."""
-    ratio: float | None = None
+    ratio: Annotated[float, Interval(gt=0, le=1)] | None = None
     """The same as a fraction of the teacher's parameters."""
-    tolerance: float | Tolerance = 0.05
+    tolerance: Annotated[float, Interval(gt=0, lt=1)] | Tolerance = 0.05
     """How far below the budget a candidate may lie, as a fraction of it; an object also allows a band above it."""
     basis: Basis = "total"
     """Whether embeddings and LM head count (`total`) or not (`non_embedding`)."""
-    max_kv_cache_bytes_per_token: int | None = None
+    max_kv_cache_bytes_per_token: Quantity | None = None
     """The most bytes that the KV cache may hold after `data.sequence_length` tokens, divided by them, computed in
     bfloat16 or float16. Where some layers see a window only, as if the layers that see everything were kept first.
     Null: any number."""
-    max_flops_per_token: int | None = None
+    max_flops_per_token: Quantity | None = None
     """The most FLOPs that a forward pass may take, per token, at `data.sequence_length`, by the same layers. Of
     attention what is seen counts, not what is masked. Null: any number."""
-    max_checkpoint_bytes: int | None = None
+    max_checkpoint_bytes: Quantity | None = None
     """The most bytes that the tensors of the exported checkpoint may take, which are float32; null: any number."""
 
     def __post_init__(self) -> None:
-        for name in ("max_kv_cache_bytes_per_token", "max_flops_per_token", "max_checkpoint_bytes"):
-            most = getattr(self, name)
-            _require(most is None or most >= 1, expected="at least 1", got=most, where=name)
+        require_bounds(self)
         _require(
             (self.params is None) != (self.ratio is None),
             expected="exactly one of params and ratio",
             got={"params": self.params, "ratio": self.ratio},
             where="params",
         )
-        if self.params is not None:
-            _require(self.params >= 1, expected="at least 1 parameter", got=self.params, where="params")
-        if self.ratio is not None:
-            _require(0 < self.ratio <= 1, expected="a fraction in (0, 1]", got=self.ratio, where="ratio")
-        if isinstance(self.tolerance, float):
-            _require(0 < self.tolerance < 1, expected="a fraction in (0, 1)", got=self.tolerance, where="tolerance")
 
     @property
     def band(self) -> Tolerance:
@@ -140,13 +131,12 @@ class Range:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    min: int
-    max: int
-    multiple_of: int = 1
+    min: Size
+    max: Size
+    multiple_of: Size = 1
 
     def __post_init__(self) -> None:
-        _require(self.min >= 1, expected="at least 1", got=self.min, where="min")
-        _require(self.multiple_of >= 1, expected="at least 1", got=self.multiple_of, where="multiple_of")
+        require_bounds(self)
         _require(
             bool(self.values),
             expected=f"a multiple of {self.multiple_of} between {self.min} and {self.max}",
@@ -161,7 +151,7 @@ class Range:
         return range(first, self.max + 1, self.multiple_of)
 
 
-AxisRequest = tuple[int, ...] | Range
+AxisRequest: TypeAlias = Annotated[tuple[Size, ...], Len(1, 100_000)] | Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,15 +170,12 @@ class SpaceRequest:
     num_key_value_heads: AxisRequest | None = None
 
     def __post_init__(self) -> None:
+        require_bounds(self)
         for name in AXES:
             values = self.values(name)
-            if values is not None:
-                _require(
-                    bool(values) and values[0] >= 1,
-                    expected="at least one value, each at least 1",
-                    got=getattr(self, name),
-                    where=name,
-                )
+            _require(
+                values is None or values[0] >= 1, expected="values of at least 1", got=getattr(self, name), where=name
+            )
 
     def values(self, axis: str) -> Sequence[int] | None:
         """The requested values of `axis`, ascending and without repeats; None where the defaults apply."""
@@ -221,16 +208,16 @@ class ImportanceRequest:
     """`block_influence`: 1 - E[cos(input, output)] of the layer. `loss_increase` and `logit_change`: of the teacher's
     loss, and the mean square of its logits' change, when the layer alone is removed; these take about half as many
     forward passes as there are layers. `task_accuracy`: by how much the teacher's accuracy on `task` drops then."""
-    task: str | None = None
+    task: SourcePath | None = None
     """Minimal pairs or passages with a last word to predict, as a path below one of the server's data roots. Of
     `task_accuracy`."""
-    task_items: int = 500
+    task_items: Quantity = 500
     """Items of `task` that are judged, at most, taken from its files in turn. The accuracy on 500 is known to about 2
     points."""
     layer_choice: Literal["free", "contiguous"] = "free"
     """Whether the dropped layers are those of the lowest scores, or the contiguous block of the lowest score.
     `contiguous` scores every block, which for the scores by removal takes about L²/6 forward passes."""
-    seed: int = 0
+    seed: Seed = 0
     """Of `random`."""
     head_residuals: bool = False
     """Whether kept attention heads take in the residual of pruned ones: of L heads by importance of which K are kept,
@@ -239,8 +226,7 @@ class ImportanceRequest:
     prunes more heads than it keeps."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
-        _require(self.task_items >= 1, expected="at least 1", got=self.task_items, where="task_items")
+        require_bounds(self)
         for name, (kind, scores) in _SCORES_WITH.items():
             default = ImportanceRequest.__dataclass_fields__[name].default
             _require(
@@ -276,11 +262,11 @@ class HalvingRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    reduction_factor: int = 2
+    reduction_factor: Annotated[int, Interval(ge=2, le=1_000)] = 2
     """Of the candidates of a budget that reach a rung, one in so many goes on to the next."""
 
     def __post_init__(self) -> None:
-        _require(self.reduction_factor >= 2, expected="at least 2", got=self.reduction_factor, where="reduction_factor")
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,21 +275,18 @@ class RepeatsRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    candidates: int = 3
+    candidates: Annotated[int, Interval(ge=2, le=1_000)] = 3
     """The best so many of each budget, once every candidate has ended; whoever comes among them later, too, as long as
     the budget has had no more than `candidates` times `seeds` - 1 further runs."""
-    seeds: int = 3
+    seeds: Annotated[int, Interval(ge=2, le=1_000)] = 3
     """Runs of each, the first one included, at most. The seeds are the search's and those that follow it: the same for
     all candidates, so that they are compared on the same windows in the same order."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Interval(gt=0.5, lt=1)] = 0.95
     """A budget has no more runs once its first candidate is the best one with this probability. A candidate is shown
     as tied with the first unless it is worse with this probability."""
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "seeds"):
-            _require(getattr(self, name) >= 2, expected="at least 2", got=getattr(self, name), where=name)
-        within = 0.5 < self.confidence < 1
-        _require(within, expected="a probability in (0.5, 1)", got=self.confidence, where="confidence")
+        require_bounds(self)
 
     @property
     def most_runs(self) -> int:
@@ -324,16 +307,16 @@ class StrategyRequest:
     quarter of `max_candidates`, 50 at most, for several objectives and hundreds of candidates; `evolution`: a step or a
     few from the candidates that came furthest and are best there, after DarwinLM (arXiv 2502.07780), whose growing
     budgets of tokens are `halving`; `random`: uniform over the feasible set; `exhaustive`: all of it, in order."""
-    max_candidates: int = 16
+    max_candidates: Count = 16
     """Candidates proposed per budget, at most."""
-    objectives: tuple[str, ...] = ("loss",)
+    objectives: Annotated[tuple[Annotated[str, Len(1, 100)], ...], Len(1, 16)] = ("loss",)
     """What is optimised; the first is `loss`, the validation loss. Counted, and minimised: `parameters`,
     `kv_cache_bytes_per_token` (in bfloat16), `flops_per_token` (of a forward pass; both at `data.sequence_length`),
     `checkpoint_bytes` (exported tensors). Measured, and maximised: `task/{name}_accuracy` of a task of
     `evaluation.tasks`; `latency/prefill_tokens_per_s` and `latency/decode_tokens_per_s` where `evaluation.latency` is
     given. With several, candidates are compared by Pareto rank; those at a rung before the end in the loss and what is
     counted, as the rest is measured at the end. Not with `gp`."""
-    rungs: tuple[float, ...] | None = None
+    rungs: Annotated[tuple[float, ...], Len(1, 1_000)] | None = None
     """Fractions of the brief run at which the held-out loss is measured; the last is always 1. Null: what goes with
     `kind` is filled in at submission, [0.0625, 0.25, 1] with `auto`, else [0.25, 0.5, 0.75, 1]."""
     halving: HalvingRequest | None = None
@@ -347,7 +330,7 @@ class StrategyRequest:
     """Whether each budget's proposals follow from what its neighbours have found, too: the next smaller and the next
     larger budget. With `tpe` and `evolution`, and the loss alone; `auto` means it where it becomes `tpe`. Of no
     consequence with a single budget."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the proposals and the order of the training windows."""
     deterministic: bool = False
     """Propose, and promote, in generations of `limits.max_parallel` and learn from each in order, so that the
@@ -365,8 +348,7 @@ class StrategyRequest:
         return (self.repeats or RepeatsRequest()).confidence
 
     def __post_init__(self) -> None:
-        _require(self.max_candidates >= 1, expected="at least 1", got=self.max_candidates, where="max_candidates")
-        _require(0 <= self.seed <= MAX_SEED, expected=f"from 0 to {MAX_SEED}", got=self.seed, where="seed")
+        require_bounds(self)
         self._check_objectives()
         self._check_sharing()
         rungs = self.fractions
@@ -420,32 +402,20 @@ class LimitsRequest:
 
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
-    max_parallel: int = 4
+    max_parallel: Count = 4
     """Candidates evaluated at the same time, at most; fewer where the cluster has fewer free slots."""
-    max_tokens: int | None = None
+    max_tokens: Quantity | None = None
     """Tokens that students are trained on, all candidates and repeats together: nothing begins, or goes on, that would
     exceed it. Where nothing could be kept of a run at a rung and it is trained anew, what it takes the second time
     counts, but not in deterministic mode, as it depends on the machine. But a budget ends with one candidate distilled
     to its end, whatever that takes. Null: no limit."""
-    max_hours: float | None = None
+    max_hours: Annotated[float, Interval(gt=0, le=1e6)] | None = None
     """Hours from the moment that the search was taken up first, by the clock: afterwards nothing begins, or goes on
     beyond where it pauses next. But a budget ends with one candidate distilled to its end, whatever that takes. Null:
     no limit, and in deterministic mode always, since what is there in time depends on the machine."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.max_hours is None or self.max_hours > 0,
-            expected="more than 0, or null",
-            got=self.max_hours,
-            where="max_hours",
-        )
-        _require(
-            self.max_tokens is None or self.max_tokens >= 1,
-            expected="at least 1, or null",
-            got=self.max_tokens,
-            where="max_tokens",
-        )
-        _require(self.max_parallel >= 1, expected="at least 1", got=self.max_parallel, where="max_parallel")
+        require_bounds(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -455,7 +425,7 @@ class SearchRequest:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     teacher: TeacherRequest
-    budgets: tuple[BudgetRequest, ...]
+    budgets: Annotated[tuple[BudgetRequest, ...], Len(1, 100)]
     data: DataRequest
     start_from: TeacherRequest | None = None
     """A smaller model with the teacher's tokenizer that candidates are cut from, such as what an earlier search has
@@ -463,9 +433,9 @@ class SearchRequest:
     teacher_correction: CorrectionRequest | None = None
     """How the teacher is fine-tuned on the training text before students learn from it (arXiv 2408.11796). Null: not at
     all."""
-    name: str = ""
+    name: Annotated[str, Len(0, MAX_NAME)] = ""
     """For people; need not be unique."""
-    tags: tuple[str, ...] = ()
+    tags: Annotated[tuple[Annotated[str, Len(1, MAX_TAG)], ...], Len(0, 100)] = ()
     space: SpaceRequest = field(default_factory=SpaceRequest)
     importance: ImportanceRequest = field(default_factory=ImportanceRequest)
     distillation: DistillationRequest = field(default_factory=DistillationRequest)
@@ -475,12 +445,7 @@ class SearchRequest:
 
     def __post_init__(self) -> None:
         _require_plain_text(asdict(self))
-        _require(
-            len(self.name) <= MAX_NAME, expected=f"at most {MAX_NAME} characters", got=len(self.name), where="name"
-        )
-        for tag in self.tags:
-            _require(0 < len(tag) <= MAX_TAG, expected=f"tags of 1 to {MAX_TAG} characters", got=tag, where="tags")
-        _require(len(self.budgets) > 0, expected="at least one budget", got=[], where="budgets")
+        require_bounds(self)
         _require(
             self.start_from is None or not self.distillation.hidden_losses,
             expected="no hidden losses beside start_from",

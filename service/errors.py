@@ -268,11 +268,32 @@ def _explained(error: Mapping[str, Any]) -> dict[str, Any]:
                 "got": f"{reason} at character {error['loc'][-1]}",
                 "hint": None,
             }
+        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
+            bound = next(iter(error["ctx"].values()))
+            expected = (
+                f"{_BOUNDS[error['type']]} {bound:g}"
+                if isinstance(bound, float)
+                else f"{_BOUNDS[error['type']]} {bound}"
+            )
+            return {"expected": expected, "got": _json_safe(error["input"]), "hint": None}
+        case "too_long" | "string_too_long" | "too_short" | "string_too_short":
+            unit = "characters" if error["type"].startswith("string") else "items"
+            side, bound = ("at most", "max_length") if error["type"].endswith("long") else ("at least", "min_length")
+            expected = f"{side} {error['ctx'][bound]} {unit}"
+            return {"expected": expected, "got": _json_safe(error["input"]), "hint": None}
         case "dataclass_type":
             return {"expected": "an object", "got": _json_safe(error["input"]), "hint": None}
         case _:
             expected = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             return {"expected": expected, "got": _json_safe(error["input"]), "hint": None}
+
+
+_BOUNDS = {
+    "greater_than_equal": "at least",
+    "greater_than": "more than",
+    "less_than_equal": "at most",
+    "less_than": "less than",
+}
 
 
 @cache

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from search.records import CandidateRecord, RunState
 from search.repeating import next_repeats
-from search.request import MAX_SEED, RepeatsRequest
+from search.request import RepeatsRequest
+from search.schema import MAX_SEED
 from tests.support.repeated import repeated
 
 WANTED = RepeatsRequest(candidates=2, seeds=3)

@@ -30,7 +30,8 @@ Quantity: TypeAlias = Annotated[int, Interval(ge=1, le=2**63 - 1)]
 #: Of what a model has of something: see `search.sources`.
 Size: TypeAlias = Annotated[int, Interval(ge=1, le=2**31 - 1)]
 Seed: TypeAlias = Annotated[int, Interval(ge=0, le=MAX_SEED)]
-Rate: TypeAlias = Annotated[float, Interval(gt=0, le=100)]
+#: Far beyond any that trains: the run says when it diverges.
+Rate: TypeAlias = Annotated[float, Interval(gt=0, le=1e30)]
 #: As long as Linux lets a path be.
 SourcePath: TypeAlias = Annotated[str, Len(1, 4_096)]
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from search.architecture import Architecture
 from search.checkpoint import Fingerprint
+from search.finishing import FinishRequest
 from search.records import EventRecord, Progress
 from search.request import SearchRequest
 from search.selection import Selection
@@ -16,7 +17,7 @@ from search.store.sql.tables import STORED_VALUES
 from service.errors import field_names
 
 #: What endpoints read or write besides what stands in columns.
-_KINDS = (Architecture, EventRecord, Fingerprint, Progress, SearchRequest, Selection)
+_KINDS = (Architecture, EventRecord, Fingerprint, FinishRequest, Progress, SearchRequest, Selection)
 
 
 def build(app: FastAPI) -> None:

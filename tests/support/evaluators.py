@@ -85,7 +85,7 @@ class ScriptedEvaluator(Evaluator):
         self.submitted.append(task)
         outcome = outcomes[attempt] if attempt < len(outcomes) else None
         final = scripted_loss(task.architecture) + self.noise(task.architecture, task.seed)
-        self._running[task.run_id] = _run(task, outcome, final, self.artifacts if self.keeps else None)
+        self._running[task.run_id] = _run(task, outcome, final, self.artifacts, keeps=self.keeps)
         self.most_at_once = max(self.most_at_once, len(self._running))
 
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
@@ -105,7 +105,7 @@ class ScriptedEvaluator(Evaluator):
 
 
 def _run(
-    task: EvaluationTask, outcome: str | None, final: float, artifacts: ArtifactStore | None
+    task: EvaluationTask, outcome: str | None, final: float, artifacts: ArtifactStore | None, *, keeps: bool
 ) -> Iterator[EvaluationEvent]:
     run_id = task.run_id
     yield RunStarted(run_id, "scripted")
@@ -114,7 +114,7 @@ def _run(
         artifacts.open(task.partial.artifact).close()  # it is there
     for tokens in RUNGS[:-1]:
         if task.partial is None or tokens > task.partial.tokens:
-            partial = _keep(artifacts, run_id, tokens) if artifacts and tokens else None
+            partial = _keep(artifacts, run_id, tokens) if artifacts and keeps and tokens else None
             yield RunMeasured(run_id, _measured(tokens, final + 1 - tokens / RUNGS[-1]), partial)
             if tokens == task.until:
                 yield RunPaused(run_id)

@@ -1,3 +1,4 @@
+import codecs
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.contracts.family import write_stock
 from tests.support.families import random_teacher
 from tests.support.files import ARCHITECTURE, CONFIG
 from tests.support.homes import REQUEST, Home
+from tests.support.teachers import make_tokenizer
 from workers.apply import apply
 from workers.compress.data import Tokens
 from workers.export import build_checkpoint, new_directory, write_companions
@@ -119,11 +121,12 @@ def test_the_config_says_float32_whatever_the_teacher_was_stored_in(tmp_path: Pa
 
 def test_the_tokenizer_is_written_without_byte_order_marks(tmp_path: Path) -> None:
     teacher, out = tmp_path / "teacher", tmp_path / "out"
-    teacher.mkdir()
     out.mkdir()
-    (teacher / "tokenizer.json").write_text('{"version": "1.0"}', encoding="utf-8-sig")
+    make_tokenizer(teacher)
+    plain = (teacher / "tokenizer.json").read_bytes()
+    (teacher / "tokenizer.json").write_bytes(codecs.BOM_UTF8 + plain)
     write_companions(out, ARCHITECTURE, Selection.identity(ARCHITECTURE), teacher=teacher, teacher_config=CONFIG)
-    assert (out / "tokenizer.json").read_bytes() == b'{"version": "1.0"}'
+    assert (out / "tokenizer.json").read_bytes() == plain
 
 
 def test_a_directory_that_exists_is_left_alone(

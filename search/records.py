@@ -1,7 +1,6 @@
 """What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -471,12 +470,6 @@ class CandidateRecord(RunRecord):
     def runs(self) -> tuple[RunRecord, ...]:
         """All of them, the first one first."""
         return (self, *self.repeats)
-
-    def mean(self, metric: str) -> float | None:
-        """Of the last values of a metric over its completed runs; None where none has one."""
-        completed = (run.metric(metric) for run in self.runs if run.state is RunState.COMPLETED)
-        values = [value for value in completed if value is not None]
-        return statistics.fmean(values) if values else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

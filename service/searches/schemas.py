@@ -131,7 +131,7 @@ class LeaderboardRow:
     test_loss: float | None
     """Loss on the test split, on which nothing was chosen."""
     test_loss_mean: float | None
-    """The same, mean over its completed runs."""
+    """The same, mean over the seeds, corrected like `loss_mean`."""
     test_loss_stderr: float | None
     """Its standard error, likewise."""
     perplexity: float | None
@@ -174,7 +174,7 @@ class LeaderboardRow:
             kl=candidate.metric("validation_kl"),
             agreement=candidate.metric("validation_agreement"),
             test_loss=candidate.metric("test_loss"),
-            test_loss_mean=candidate.mean("test_loss"),
+            test_loss_mean=certainty.test_loss_mean if certainty else None,
             test_loss_stderr=candidate.metric("test_loss_stderr"),
             perplexity=perplexity,
             perplexity_stderr=None if perplexity is None or stderr is None else perplexity * stderr,

@@ -259,7 +259,7 @@ def test_a_leaderboard_says_how_sure_it_is(espalier: Shell, served: Served, requ
     rows = [[word for word in line.split() if word != "*"] for line in lines[place + 1 :]]
     assert ["1", first.id, "2", "2.5000", "±", "0.7071", "2.5100", "100%"] in rows
     assert ["2", second.id, "2", "2.5500", "±", "0.7071", "2.5600", "0%"] in rows
-    assert ["3", once.id, "1", "9.5000", "9.0100", "0%"] in rows
+    assert ["3", once.id, "1", "9.5000", "9.5100", "0%"] in rows
     assert "2 runs with other seeds" in "\n".join(espalier.lines("show", search_id))
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search.architecture import Architecture
 from search.auto import resolved
 from search.budget import Budget
 from search.checkpoint import check_parameters

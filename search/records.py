@@ -171,9 +171,10 @@ class Preparation:
     tasks_artifact: str | None = None
     #: SHA-256 over what models are asked in ``evaluation.harness_tasks``; None where there are none.
     harness_digest: str | None = None
-    #: What was tried where the learning rate was to be found, for each budget; empty where the request gives it.
+    #: What was tried where the learning rate was to be found, for each budget, the same for those that share a rate
+    #: (`search.boards.sharing`); empty where the request gives it.
     learning_rates: tuple[RateSweep, ...] = ()
-    #: Artifact (JSON): the same, by which other searches find it; None likewise.
+    #: Artifact (JSON): the same, once for those that share a rate, by which other searches find it; None likewise.
     learning_rates_artifact: str | None = None
     #: Artifacts: the teacher's final norm's output on the windows of each split, in their order (safetensors). None:
     #: the teacher runs beside every candidate.

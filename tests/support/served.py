@@ -20,6 +20,7 @@ from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.correction import Correction
 from search.counting import parameters
+from search.learning_rate import RateSweep, RateTrial
 from search.planning import feasible_sets
 from search.ports import ArtifactStore, Store
 from search.records import CandidateRecord, JobState, Lease, Measurement, Preparation, Proposal, RunResult
@@ -114,11 +115,26 @@ class HandDriver:
         assert self.lease is not None, "take a search first"
         return self.lease
 
-    def take(self, *, corrected: bytes | None = None) -> str:
-        """Lease the oldest search and prepare it, with a corrected teacher of these bytes; its id."""
+    def take(self, *, corrected: bytes | None = None, rates: Sequence[float] = ()) -> str:
+        """Lease the oldest search and prepare it, with a corrected teacher of these bytes, and learning rates that were
+        found for its budgets; its id."""
         self.lease = self.served.store.lease_job("search", owner="hand", ttl_s=600)
         self.served.artifacts.put_bytes(FINGERPRINT.document)
-        self.served.store.save_preparation(self._lease, replace(_preparation(), correction=self._correction(corrected)))
+        sizes = self.served.store.get_search(self._lease.subject_id).teacher.architecture
+        preparation = replace(
+            _preparation(),
+            correction=self._correction(corrected),
+            learning_rates=tuple(
+                RateSweep(
+                    architecture=sizes,
+                    tokens=256,
+                    trials=(RateTrial(learning_rate=rate, validation_loss=2.5),),
+                    learning_rate=rate,
+                )
+                for rate in rates
+            ),
+        )
+        self.served.store.save_preparation(self._lease, preparation)
         return self._lease.subject_id
 
     def propose(self, count: int, *, budget_index: int = 0) -> Sequence[CandidateRecord]:

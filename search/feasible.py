@@ -129,8 +129,9 @@ class FeasibleSet:
         widths = hidden_sizes * (len(self.lattice.intermediate_sizes) + 1) + self.ends[block]
         place = len(widths) // 2
         width = np.partition(widths, place)[place]
-        alike = [self.points[number] for number in np.flatnonzero(widths == width) + block.start]
-        return sorted(alike, key=lambda point: point.digest)[place - int(np.sum(widths < width))]
+        alike: list[Architecture] = [self.points[number] for number in np.flatnonzero(widths == width) + block.start]
+        alike.sort(key=lambda point: point.digest)
+        return alike[place - int(np.sum(widths < width))]
 
     # --- relative positions -------------------------------------------------------------------------------------------
 

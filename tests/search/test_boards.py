@@ -12,9 +12,8 @@ from search.boards import board_of, boards, sharing
 from search.budget import Budget
 from search.counting import non_embedding_parameters, parameters
 from search.distillation import DistillationRequest
-from search.learning_rate import RateSweep
 from search.records import CandidateRecord, JobState, Progress, SearchRecord
-from tests.support.evaluators import make_preparation
+from tests.support.evaluators import make_preparation, make_sweep
 from tests.support.repeated import repeated
 from tests.support.submissions import TEACHER, submission
 
@@ -28,13 +27,12 @@ def budgets_of(*bands: tuple[int, int]) -> list[Budget]:
 
 def search_of(*budgets: Budget, rates: Sequence[float] = ()) -> SearchRecord:
     """A prepared search; with `rates` one that has found these, whatever its budgets share."""
-    new = submission()
-    learning_rate = "auto" if rates else 0.001
-    sweeps = tuple(RateSweep(architecture=TEACHER, tokens=1, trials=(), learning_rate=rate) for rate in rates)
+    new = submission(learning_rate="auto" if rates else 0.001)
+    sweeps = tuple(make_sweep(TEACHER, rate) for rate in rates)
     return SearchRecord(
         id="search",
         state=JobState.RUNNING,
-        request=replace(new.request, distillation=replace(new.request.distillation, learning_rate=learning_rate)),
+        request=new.request,
         teacher=new.teacher,
         budgets=budgets,
         progress=Progress(planned=4),

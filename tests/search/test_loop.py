@@ -19,7 +19,6 @@ from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import kv_cache_bytes_per_token
 from search.errors import EspalierError, InsufficientText, Interrupted, LeaseLost, NotFound
-from search.learning_rate import RateSweep
 from search.loop import MAX_LOSSES, run_search
 from search.ports import EvaluationEvent, Observation, RunFinished, Store, Strategy
 from search.ranking import rank
@@ -40,6 +39,7 @@ from tests.support.evaluators import (
     SELECTION,
     TOKENS,
     ScriptedEvaluator,
+    make_sweep,
     scripted_loss,
 )
 from tests.support.files import FINGERPRINT
@@ -454,9 +454,7 @@ def test_candidates_run_again_against_those_that_were_trained_at_their_rate(
     wanted = RepeatsRequest(candidates=2, seeds=2)
     home = house(ratios=(0.5, 0.5), max_candidates=4, repeats=wanted, learning_rate="auto")
     evaluator = ScriptedEvaluator(
-        learning_rates=tuple(
-            RateSweep(architecture=TEACHER, tokens=1, trials=(), learning_rate=rate) for rate in rates
-        ),
+        learning_rates=tuple(make_sweep(TEACHER, rate) for rate in rates),
         noise=lambda architecture, seed: 0.02 * noisy(architecture, seed) - 9 * proposed_for(architecture),
     )
 

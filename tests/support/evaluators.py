@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from search.architecture import Architecture
 from search.errors import Interrupted
-from search.learning_rate import RateSweep
+from search.learning_rate import RateSweep, RateTrial
 from search.ports import (
     RUN_ENDS,
     ArtifactStore,
@@ -157,6 +157,12 @@ def make_preparation(artifacts: ArtifactStore | None = None) -> Preparation:
         seconds={"importance": 0.1},
         environment={"torch": "0"},
     )
+
+
+def make_sweep(architecture: Architecture, learning_rate: float) -> RateSweep:
+    """One that tried nothing but the rate that it found."""
+    trial = RateTrial(learning_rate=learning_rate, validation_loss=2.5)
+    return RateSweep(architecture=architecture, tokens=256, trials=(trial,), learning_rate=learning_rate)
 
 
 def make_result(measured_parameters: int, artifacts: ArtifactStore | None = None) -> RunResult:

@@ -20,7 +20,6 @@ from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.correction import Correction
 from search.counting import parameters
-from search.learning_rate import RateSweep, RateTrial
 from search.planning import feasible_sets
 from search.ports import ArtifactStore, Store
 from search.records import CandidateRecord, JobState, Lease, Measurement, Preparation, Proposal, RunResult
@@ -29,6 +28,7 @@ from search.serialization import canonical_json
 from search.store.sql import SqlStore, migrate
 from service.app import Server, create_app
 from service.settings import ServiceSettings
+from tests.support.evaluators import make_sweep
 from tests.support.files import FINGERPRINT, write_model
 
 #: A request that `serve_api`'s model and text can satisfy.
@@ -124,15 +124,7 @@ class HandDriver:
         preparation = replace(
             _preparation(),
             correction=self._correction(corrected),
-            learning_rates=tuple(
-                RateSweep(
-                    architecture=sizes,
-                    tokens=256,
-                    trials=(RateTrial(learning_rate=rate, validation_loss=2.5),),
-                    learning_rate=rate,
-                )
-                for rate in rates
-            ),
+            learning_rates=tuple(make_sweep(sizes, rate) for rate in rates),
         )
         self.served.store.save_preparation(self._lease, preparation)
         return self._lease.subject_id

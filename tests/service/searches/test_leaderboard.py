@@ -9,8 +9,7 @@ from fastapi.testclient import TestClient
 
 from search.context import Context
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token
-from search.learning_rate import RateSweep, RateTrial
-from tests.support.evaluators import make_preparation
+from tests.support.evaluators import make_preparation, make_sweep
 from tests.support.files import FINGERPRINT
 from tests.support.service import BODY, DriverHand
 
@@ -189,15 +188,7 @@ def two_rates(client: TestClient, hand: DriverHand) -> str:
     lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
     assert lease is not None
     teacher = hand.store.get_search(search_id).teacher.architecture
-    sweeps = tuple(
-        RateSweep(
-            architecture=teacher,
-            tokens=64,
-            trials=(RateTrial(learning_rate=rate, validation_loss=2.0),),
-            learning_rate=rate,
-        )
-        for rate in (0.008, 0.002)
-    )
+    sweeps = tuple(make_sweep(teacher, rate) for rate in (0.008, 0.002))
     hand.artifacts.put_bytes(FINGERPRINT.document)
     hand.store.save_preparation(lease, replace(make_preparation(), learning_rates=sweeps))
     for index, losses in enumerate(((2.5, 2.4), (2.0, 2.1))):
@@ -252,8 +243,8 @@ def test_of_boards_of_several_rates_nobody_says_how_good_their_front_is(client: 
     lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
     assert lease is not None
     teacher = hand.store.get_search(search_id).teacher.architecture
-    sweeps = [RateSweep(architecture=teacher, tokens=64, trials=(), learning_rate=rate) for rate in (0.008, 0.002)]
-    hand.store.save_preparation(lease, replace(make_preparation(), learning_rates=tuple(sweeps)))
+    sweeps = tuple(make_sweep(teacher, rate) for rate in (0.008, 0.002))
+    hand.store.save_preparation(lease, replace(make_preparation(), learning_rates=sweeps))
     for index in (0, 1):
         assert board(client, search_id)["hypervolume"] is not None
         (candidate,) = hand.propose(lease, index, 1)

@@ -27,7 +27,7 @@ def sharing(budgets: Sequence[Budget]) -> tuple[tuple[int, ...], ...]:
             if first is not second:
                 first |= second
                 groups.remove(second)
-    return tuple(tuple(sorted(group)) for group in groups)
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
 def _overlap(one: Budget, other: Budget) -> bool:

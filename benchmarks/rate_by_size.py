@@ -33,9 +33,10 @@ from search.serialization import from_json, to_json
 from search.sources import resolve_teacher
 from search.space import SearchSpace
 from search.texts import resolve_texts
-from workers.compress.data import Tokens, load_tokenizer, pack
+from workers.compress.data import Tokens, pack
 from workers.compress.importance import score
 from workers.compress.teacher import Teacher, load_teacher
+from workers.compress.tokenizer import load_tokenizer
 
 RATIOS = (0.25, 0.35, 0.5, 0.75)
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from search.budget import Budget
-from search.distillation import DistillationRequest
 from search.records import CandidateRecord, SearchRecord
 
 
@@ -37,11 +36,11 @@ def _overlap(one: Budget, other: Budget) -> bool:
 def board_of(search: SearchRecord, index: int, candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
     """Those on a budget's board: in its band, under its ceilings and trained as its own are, whichever budget they were
     proposed for."""
-    budget, recipes = search.budgets[index], _recipes(search, candidates, index)
+    budget = search.budgets[index]
     return [
         each
         for each in candidates
-        if recipes[each.budget_index] == recipes[index]
+        if search.learning_rate(each.budget_index) == search.learning_rate(index)
         and budget.contains(_count(each, budget))
         and budget.affords(each.architecture)
     ]
@@ -49,23 +48,12 @@ def board_of(search: SearchRecord, index: int, candidates: Sequence[CandidateRec
 
 def boards(search: SearchRecord, candidates: Sequence[CandidateRecord]) -> list[list[CandidateRecord]]:
     """All candidates, those of each recipe apart, in the order of the budgets; of none one empty board."""
-    recipes = _recipes(search, candidates)
-    found: dict[DistillationRequest, list[CandidateRecord]] = {recipe: [] for recipe in recipes.values()}
+    found: dict[float, list[CandidateRecord]] = {}
+    for index in sorted({each.budget_index for each in candidates}):
+        found.setdefault(search.learning_rate(index), [])
     for each in candidates:
-        found[recipes[each.budget_index]].append(each)
+        found[search.learning_rate(each.budget_index)].append(each)
     return list(found.values()) or [[]]
-
-
-def _recipes(
-    search: SearchRecord, candidates: Sequence[CandidateRecord], *indices: int
-) -> dict[int, DistillationRequest]:
-    """How candidates are trained, by budget, ascending; nothing where none has been proposed yet, as rates may not have
-    been found."""
-    if not candidates:
-        return {}
-    return {
-        index: search.distillation(index) for index in sorted({each.budget_index for each in candidates} | set(indices))
-    }
 
 
 def _count(candidate: CandidateRecord, budget: Budget) -> int:

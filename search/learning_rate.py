@@ -109,7 +109,13 @@ def with_rate(distillation: DistillationRequest, sweeps: Sequence[RateSweep], bu
     """The settings that candidates of a budget are trained with: what was found in place of ``auto``."""
     if distillation.learning_rate != "auto":
         return distillation
-    return replace(distillation, learning_rate=sweeps[budget_index].learning_rate)
+    return replace(distillation, learning_rate=rate_of(distillation, sweeps, budget_index))
+
+
+def rate_of(distillation: DistillationRequest, sweeps: Sequence[RateSweep], budget_index: int) -> float:
+    """The rate alone, also where this version would not accept the other settings any more."""
+    rate = distillation.learning_rate
+    return sweeps[budget_index].learning_rate if rate == "auto" else rate
 
 
 def _rate(exponent: int) -> float:

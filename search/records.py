@@ -14,7 +14,7 @@ from search.correction import Correction
 from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
 from search.families import FAMILIES
-from search.learning_rate import RateSweep, with_rate
+from search.learning_rate import RateSweep, rate_of, with_rate
 from search.request import SearchRequest
 from search.text_report import TextReport
 
@@ -302,6 +302,12 @@ class SearchRecord:
         """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""
         found = self.preparation.learning_rates if self.preparation else ()
         return with_rate(self.request.distillation, found, budget_index)
+
+    def learning_rate(self, budget_index: int) -> float:
+        """At which rate candidates of a budget are trained: the only setting in which those of a search may differ."""
+        return rate_of(
+            self.request.distillation, self.preparation.learning_rates if self.preparation else (), budget_index
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,7 +158,7 @@ class LeaderboardRow:
             candidate_id=candidate.id,
             number=candidate.number,
             budget_index=candidate.budget_index,
-            learning_rate=search.distillation(candidate.budget_index).peak,
+            learning_rate=search.learning_rate(candidate.budget_index),
             state=candidate.state,
             **{axis: getattr(candidate.architecture, axis) for axis in AXES},
             parameters=candidate.parameters,

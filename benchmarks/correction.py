@@ -24,7 +24,6 @@ from benchmarks.local import prepared
 from search.correction import CorrectionRequest
 from search.data import DataRequest
 from search.distillation import DistillationRequest
-from search.learning_rate import middle_of
 from search.planning import feasible_sets
 from search.request import BudgetRequest, SearchRequest, TeacherRequest
 from workers.compress.evaluate import held_out_loss
@@ -57,7 +56,7 @@ def losses(wanted: SearchRequest, data: Path) -> tuple[float, float]:
     """The validation losses of what is learnt from, and of the student at its end."""
     with tempfile.TemporaryDirectory(prefix="espalier-correction-") as folder:
         search, bench = prepared(wanted, data, Path(folder))
-        training = begin(bench, middle_of(feasible_sets(search)[0].points), wanted, search.distillation(0))
+        training = begin(bench, feasible_sets(search)[0].middle, wanted, search.distillation(0))
         training.advance(wanted.distillation.steps)
         batch_windows = windows_per_batch(wanted)
         student = held_out_loss(training.student, bench.tokens.validation, batch_windows=batch_windows)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.records import CandidateRecord
+from search.records import CandidateRecord, RunState
 
 #: Of the posterior. The standard error of a probability of 0.95 is 0.003.
 _NUM_DRAWS = 4_096
@@ -44,6 +44,8 @@ class Certainty:
     runs: int
     #: Of the validation loss over the seeds, nats a token: m_i.
     loss_mean: float
+    #: Of the test loss, by a fit of its own; None where that was not measured.
+    test_loss_mean: float | None
     #: The sample standard deviation of its losses, what seeds do to all candidates included; None of a single run.
     loss_std: float | None
     #: That of having the lowest mean; None where nothing is known of the noise.
@@ -63,8 +65,8 @@ def certainties(candidates: Sequence[CandidateRecord], *, confidence: float = 0.
     completed = _completed(candidates)
     if not completed:
         return {}
-    losses = [_losses(candidate) for candidate in completed]
-    fit = _Fit(losses)
+    losses = [_values(candidate, "validation_loss") for candidate in completed]
+    fit, test_means = _Fit(losses), _means(completed, "test_loss")
     means, draws = fit.means, fit.draw(np.random.default_rng(0), _NUM_DRAWS)
     best = min(range(len(completed)), key=lambda at: (means[at], completed[at].parameters, completed[at].number))
     probabilities = [None] * len(completed) if draws is None else _probabilities_best(draws)
@@ -73,6 +75,7 @@ def certainties(candidates: Sequence[CandidateRecord], *, confidence: float = 0.
         candidate.id: Certainty(
             runs=len(of_candidate),
             loss_mean=mean,
+            test_loss_mean=test_means.get(candidate.id),
             loss_std=_deviation(list(of_candidate.values())),
             probability_best=probability,
             tied=tied,
@@ -85,9 +88,7 @@ def certainties(candidates: Sequence[CandidateRecord], *, confidence: float = 0.
 
 def mean_losses(candidates: Sequence[CandidateRecord]) -> dict[str, float]:
     """Every completed candidate's mean loss over the seeds, as in its `Certainty`, by its id."""
-    completed = _completed(candidates)
-    means = _Fit([_losses(candidate) for candidate in completed]).means if completed else []
-    return {candidate.id: mean for candidate, mean in zip(completed, means, strict=True)}
+    return _means(_completed(candidates), "validation_loss")
 
 
 def _completed(candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
@@ -95,9 +96,17 @@ def _completed(candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
     return sorted((c for c in candidates if c.loss is not None), key=lambda c: c.number)
 
 
-def _losses(candidate: CandidateRecord) -> dict[int, float]:
+def _means(completed: Sequence[CandidateRecord], metric: str) -> dict[str, float]:
+    """Over all seeds, by candidate. Of those whose first run has the metric: its seed is what all have in common."""
+    known = [candidate for candidate in completed if candidate.metric(metric) is not None]
+    means = _Fit([_values(candidate, metric) for candidate in known]).means if known else []
+    return {candidate.id: mean for candidate, mean in zip(known, means, strict=True)}
+
+
+def _values(candidate: CandidateRecord, metric: str) -> dict[int, float]:
     """Of its completed runs, by seed."""
-    return {run.seed: run.loss for run in candidate.runs if run.loss is not None}
+    found = ((run.seed, run.metric(metric)) for run in candidate.runs if run.state is RunState.COMPLETED)
+    return {seed: value for seed, value in found if value is not None}
 
 
 def _deviation(losses: Sequence[float]) -> float | None:

@@ -58,7 +58,7 @@ class DistillationRequest:
     learning_rate: Rate | Literal["auto"] = "auto"
     """The peak. It moves the result as much as the architecture does: see the README. `auto`: the best of several,
     each tried for a quarter of the run on one architecture of each budget, before the first candidate; `preview` says
-    what that takes."""
+    what that takes. Budgets whose bands overlap share one: their candidates are compared."""
     warmup_steps: Annotated[int, Interval(ge=0, le=10**9)] = 20
     """Steps of linear warm-up before the cosine; at most a tenth of the run is taken."""
     final_learning_rate_ratio: Annotated[float, Interval(ge=0, le=1)] = 0.1

@@ -118,6 +118,21 @@ class FeasibleSet:
         """The outer axes with more than one feasible value: those that have a relative position."""
         return tuple(axis for axis, values in self.outer_axes.items() if len(values) > 1)
 
+    @property
+    def middle(self) -> Architecture:
+        """Of the points one of the middle depth, and of those the one of the middle hidden size, then of the middle
+        ``intermediate_size``; where these are equal, by digest."""
+        deep = np.flatnonzero(np.diff(self.starts))[::-1]  # ascending depths that have points
+        depth = deep[len(deep) // 2]
+        block = slice(self.starts[depth], self.starts[depth + 1])
+        hidden_sizes = self.lattice.widths[WIDTH_AXES.index("hidden_size"), self.rows[block]]
+        widths = hidden_sizes * (len(self.lattice.intermediate_sizes) + 1) + self.ends[block]
+        place = len(widths) // 2
+        width = np.partition(widths, place)[place]
+        alike: list[Architecture] = [self.points[number] for number in np.flatnonzero(widths == width) + block.start]
+        alike.sort(key=lambda point: point.digest)
+        return alike[place - int(np.sum(widths < width))]
+
     # --- relative positions -------------------------------------------------------------------------------------------
 
     def position(self, point: Architecture) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The learning rate that is found, not guessed: which rates a sweep tries, on which architecture, and what follows.
 
 The best rate moves a brief run's result as much as the architecture does, so `distillation.learning_rate = "auto"`
-looks for it before the search, on one architecture of each budget. Candidates of one budget share one rate: it is a
-part of the conditions under which they are compared.
+looks for it before the search, on one architecture of each budget. Candidates that are compared share one rate: it is a
+part of the conditions of the comparison. So do budgets that overlap (`search.boards`).
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
+from search.counting import parameters
 from search.distillation import DistillationRequest
 from search.errors import InvalidRequest
 
@@ -43,7 +44,7 @@ class RateTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateSweep:
-    """What was tried for a budget."""
+    """What was tried for a budget, or for several that share a rate."""
 
     __pydantic_config__: ClassVar[Any] = _STORED
 
@@ -87,15 +88,15 @@ def best_rate(trials: Sequence[RateTrial]) -> float:
     return min(done)[1]
 
 
-def middle_of(points: Sequence[Architecture]) -> Architecture:
-    """Of a budget's architectures one of the middle depth, and of those the one of the middle width."""
-    depths = sorted({point.num_hidden_layers for point in points})
-    depth = depths[len(depths) // 2]
-    of_depth = sorted(
-        (point for point in points if point.num_hidden_layers == depth),
-        key=lambda point: (point.hidden_size, point.intermediate_size, point.digest),
-    )
-    return of_depth[len(of_depth) // 2]
+def tried_on(middles: Sequence[Architecture], groups: Sequence[Sequence[int]]) -> list[Architecture]:
+    """What rates are tried on, for each group of budgets that share one: of their middle architectures the one of the
+    middle size, of two the smaller: a rate that is too low costs more than one that is too high.
+
+    Args:
+        middles: `FeasibleSet.middle` of each budget.
+        groups: `search.boards.sharing`.
+    """
+    return [sorted((middles[index] for index in group), key=parameters)[(len(group) - 1) // 2] for group in groups]
 
 
 def trial_request(distillation: DistillationRequest, learning_rate: float) -> DistillationRequest:
@@ -108,7 +109,13 @@ def with_rate(distillation: DistillationRequest, sweeps: Sequence[RateSweep], bu
     """The settings that candidates of a budget are trained with: what was found in place of ``auto``."""
     if distillation.learning_rate != "auto":
         return distillation
-    return replace(distillation, learning_rate=sweeps[budget_index].learning_rate)
+    return replace(distillation, learning_rate=rate_of(distillation, sweeps, budget_index))
+
+
+def rate_of(distillation: DistillationRequest, sweeps: Sequence[RateSweep], budget_index: int) -> float:
+    """The rate alone, also where this version would not accept the other settings any more."""
+    rate = distillation.learning_rate
+    return sweeps[budget_index].learning_rate if rate == "auto" else rate
 
 
 def _rate(exponent: int) -> float:

@@ -30,6 +30,7 @@ from datetime import timedelta
 from itertools import chain
 from typing import Any
 
+from search.boards import board_of
 from search.budget import neighbours
 from search.counting import parameters
 from search.errors import EspalierError, Interrupted, InvalidInput, NotFound
@@ -294,10 +295,8 @@ class _Loop:
         if wanted is None or any(self._owner(run_id).run_id == run_id for run_id in self.running):
             return  # who is best is not known before all first runs have ended
         count = int(min(count, tokens // request.distillation.tokens))
-        boards = [
-            [each for each in self.candidates.values() if budget.admits(each.architecture)]
-            for budget in self.search.budgets
-        ]
+        known = list(self.candidates.values())
+        boards = [board_of(self.search, index, known) for index in range(len(self.search.budgets))]
         repeats = next_repeats(boards, wanted, seed=request.strategy.seed, count=count)
         for candidate in self.store.add_repeats(self.lease, repeats) if repeats else ():
             self._note(candidate)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search.architecture import Architecture
 from search.auto import resolved
 from search.budget import Budget
 from search.checkpoint import check_parameters
@@ -72,7 +71,7 @@ def plan(
     task_bytes = _task_bytes(request.importance, data_roots)
     evaluation_bytes = _evaluation_bytes(request.evaluation, data_roots, allow_hub=allow_hub)
     space = SearchSpace.from_request(source.architecture, request.space)
-    budgets = _budgets(request, source)
+    budgets = _budgets(request, teacher, source)
     feasible = _within(space, budgets)
     strategy = resolved(request.strategy, request.limits, [len(each.points) for each in feasible])
     request = replace(request, strategy=strategy)
@@ -207,21 +206,30 @@ def _evaluation_bytes(evaluation: EvaluationRequest, data_roots: Sequence[Path],
     return num_bytes
 
 
-def _budgets(request: SearchRequest, source: TeacherRecord) -> tuple[Budget, ...]:
-    context = source.context(request.data.sequence_length)
-    return tuple(_budget(index, budget, source.architecture, context) for index, budget in enumerate(request.budgets))
+def _budgets(request: SearchRequest, teacher: TeacherRecord, source: TeacherRecord) -> tuple[Budget, ...]:
+    """A ratio is of the teacher, whatever candidates are cut from."""
+    context, budgets = source.context(request.data.sequence_length), []
+    for index, wanted in enumerate(request.budgets):
+        whole, ceiling = (count(each.architecture, wanted.basis) for each in (teacher, source))
+        budget = Budget.from_request(wanted, teacher_parameters=whole, context=context)
+        if budget.params > ceiling:
+            raise _too_large(index, wanted, ceiling, whole)
+        budgets.append(budget)
+    return tuple(budgets)
 
 
-def _budget(index: int, request: BudgetRequest, source: Architecture, context: Context) -> Budget:
-    ceiling = count(source, request.basis)
-    if request.params is not None and request.params > ceiling:
-        raise InvalidRequest(
-            expected=f"at most the {ceiling:,} parameters ({request.basis}) of what candidates are cut from",
-            got=request.params,
-            where=("budgets", index, "params"),
-            hint="Pruning only removes.",
+def _too_large(index: int, wanted: BudgetRequest, ceiling: int, whole: int) -> InvalidRequest:
+    most = f"at most the {ceiling:,} parameters ({wanted.basis}) of what candidates are cut from"
+    if wanted.params is not None:
+        return InvalidRequest(
+            expected=most, got=wanted.params, where=("budgets", index, "params"), hint="Pruning only removes."
         )
-    return Budget.from_request(request, teacher_parameters=ceiling, context=context)
+    return InvalidRequest(
+        expected=f"{most}, {ceiling * 10_000 // whole / 10_000} of the teacher's {whole:,}",
+        got=wanted.ratio,
+        where=("budgets", index, "ratio"),
+        hint="A ratio is of the teacher also beside start_from. Pruning only removes.",
+    )
 
 
 def _within(space: SearchSpace, budgets: Sequence[Budget]) -> tuple[FeasibleSet, ...]:

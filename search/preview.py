@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from search.architecture import Architecture
+from search.boards import sharing
 from search.budget import Budget
 from search.context import Context
 from search.counting import (
@@ -14,7 +15,7 @@ from search.counting import (
     parameters,
 )
 from search.distillation import DistillationRequest
-from search.learning_rate import FIRST_RATE, USUAL_TRIALS, trial_request
+from search.learning_rate import FIRST_RATE, USUAL_TRIALS, trial_request, tried_on
 from search.memory import MemoryEstimate, estimate_memory
 from search.patience import checkpoint
 from search.planning import Plan, most_candidates, most_repeats
@@ -96,7 +97,7 @@ class CostEstimate:
     """Tokens of the importance pass, once a search."""
     sweep_tokens: int
     """Tokens that students are trained on, besides, to find the learning rate, for all budgets together: usually four
-    quarters of a run for each. 0 where the request names a rate."""
+    quarters of a run for each, once for those that share a rate. 0 where the request names a rate."""
     sweep_flops: float
     """Of these; part of `flops`."""
     flops: float
@@ -245,16 +246,15 @@ def estimate_cost(planned: Plan) -> CostEstimate:
     num_runs = num_candidates + num_repeats
     whole = num_runs * request.distillation.tokens
     distillation_tokens = min(whole, request.limits.max_tokens or whole)
-    is_swept = request.distillation.learning_rate == "auto"
-    trial_tokens = is_swept * USUAL_TRIALS * trial_request(request.distillation, FIRST_RATE).tokens
-    sweep_flops = 0.0
     for feasible in planned.feasible:
         student_flops = _mean_flops(feasible, planned.context)
         distillation = distillation_tokens / num_runs * (3 * student_flops + target_flops)
         evaluation = heldout_tokens * (student_flops + target_flops) + 2 * planned.evaluation_bytes * student_flops
         runs = most_candidates(request, feasible) + most_repeats(request, feasible)
         flops += runs * (distillation + evaluation)
-        sweep_flops += trial_tokens * (3 * student_flops + target_flops)
+    tried = _tried(planned)
+    trial_tokens = USUAL_TRIALS * trial_request(request.distillation, FIRST_RATE).tokens
+    sweep_flops = sum(trial_tokens * (3.0 * flops_per_token(each, planned.context) + target_flops) for each in tried)
     flops += sweep_flops
     return CostEstimate(
         num_candidates=num_candidates,
@@ -262,7 +262,7 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         distillation_tokens=distillation_tokens,
         evaluation_tokens=num_runs * heldout_tokens,
         calibration_tokens=calibration_tokens,
-        sweep_tokens=trial_tokens * len(planned.feasible),
+        sweep_tokens=trial_tokens * len(tried),
         sweep_flops=sweep_flops,
         flops=flops,
         target_bytes=is_kept * _target_bytes(request, teacher),
@@ -270,6 +270,13 @@ def estimate_cost(planned: Plan) -> CostEstimate:
         gpu_hours=flops / ASSUMED_FLOPS_PER_SECOND / 3600,
         assumed_flops_per_second=ASSUMED_FLOPS_PER_SECOND,
     )
+
+
+def _tried(planned: Plan) -> list[Architecture]:
+    """What learning rates are tried on, where they are to be found."""
+    if planned.new_search.request.distillation.learning_rate != "auto":
+        return []
+    return tried_on([feasible.middle for feasible in planned.feasible], sharing(planned.new_search.budgets))
 
 
 def _target_bytes(request: SearchRequest, teacher: Architecture) -> int:

@@ -21,7 +21,8 @@ class RankedCandidate:
 
 
 def rank(candidates: Sequence[CandidateRecord], *, confidence: float = 0.95) -> tuple[RankedCandidate, ...]:
-    """The completed candidates from the lowest validation loss, then the others by number, without a rank.
+    """The completed candidates of a board (`search.boards`) from the lowest validation loss, then the others by number,
+    without a rank.
 
     The loss is the mean over the seeds that candidates were run with, see `search.certainty`. Equal losses: the one
     with fewer parameters first, then the one that was proposed first. No rank is shared; which candidates are `tied`

@@ -1,7 +1,6 @@
 """What is stored, as values: searches, candidates, runs, measurements, events, and the states they go through."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +14,7 @@ from search.correction import Correction
 from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
 from search.families import FAMILIES
-from search.learning_rate import RateSweep, with_rate
+from search.learning_rate import RateSweep, rate_of, with_rate
 from search.request import SearchRequest
 from search.text_report import TextReport
 
@@ -172,9 +171,10 @@ class Preparation:
     tasks_artifact: str | None = None
     #: SHA-256 over what models are asked in ``evaluation.harness_tasks``; None where there are none.
     harness_digest: str | None = None
-    #: What was tried where the learning rate was to be found, for each budget; empty where the request gives it.
+    #: What was tried where the learning rate was to be found, for each budget, the same for those that share a rate
+    #: (`search.boards.sharing`); empty where the request gives it.
     learning_rates: tuple[RateSweep, ...] = ()
-    #: Artifact (JSON): the same, by which other searches find it; None likewise.
+    #: Artifact (JSON): the same, once for those that share a rate, by which other searches find it; None likewise.
     learning_rates_artifact: str | None = None
     #: Artifacts: the teacher's final norm's output on the windows of each split, in their order (safetensors). None:
     #: the teacher runs beside every candidate.
@@ -302,6 +302,12 @@ class SearchRecord:
         """How candidates of a budget are trained: the request's settings, with the learning rate that was found."""
         found = self.preparation.learning_rates if self.preparation else ()
         return with_rate(self.request.distillation, found, budget_index)
+
+    def learning_rate(self, budget_index: int) -> float:
+        """At which rate candidates of a budget are trained: the only setting in which those of a search may differ."""
+        return rate_of(
+            self.request.distillation, self.preparation.learning_rates if self.preparation else (), budget_index
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -471,12 +477,6 @@ class CandidateRecord(RunRecord):
     def runs(self) -> tuple[RunRecord, ...]:
         """All of them, the first one first."""
         return (self, *self.repeats)
-
-    def mean(self, metric: str) -> float | None:
-        """Of the last values of a metric over its completed runs; None where none has one."""
-        completed = (run.metric(metric) for run in self.runs if run.state is RunState.COMPLETED)
-        values = [value for value in completed if value is not None]
-        return statistics.fmean(values) if values else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ class BudgetRequest:
     params: Quantity | None = None
     """The most parameters a candidate may have."""
     ratio: Annotated[float, Interval(gt=0, le=1)] | None = None
-    """The same as a fraction of the teacher's parameters."""
+    """The same as a fraction of the teacher's parameters, whatever candidates are cut from."""
     tolerance: Annotated[float, Interval(gt=0, lt=1)] | Tolerance = 0.05
     """How far below the budget a candidate may lie, as a fraction of it; an object also allows a band above it."""
     basis: Basis = "total"

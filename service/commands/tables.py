@@ -1,6 +1,6 @@
 """The API's answers as tables for people: 100 columns wide, with fewer columns where the terminal is narrower."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -125,10 +125,7 @@ def show_search(search: Json, out: Console) -> None:
                 *([("unreadable", search["unreadable"])] if search.get("unreadable") else []),
                 ("teacher", f"{search['teacher']['model']}, {search['teacher']['parameters']:,} parameters"),
                 *([("teacher's loss", _teacher_loss(preparation))] if preparation else []),
-                *(
-                    (f"learning rate of budget {index}", _swept(sweep))
-                    for index, sweep in enumerate(preparation["learning_rates"] if preparation else ())
-                ),
+                *(_sweeps(preparation["learning_rates"]) if preparation else ()),
                 *((f"budget {index}", budget_name(budget)) for index, budget in enumerate(search["budgets"])),
                 ("text", text_name(search["request"]["data"]["train"])),
                 *(("about the text", note) for note in _text_notes(preparation)),
@@ -165,6 +162,13 @@ def _teacher_loss(preparation: Json) -> str:
         return loss
     before = number(correction["metrics_before"].get("validation_loss"))
     return f"{loss} (corrected on {correction['tokens']:,} tokens: {before} before)"
+
+
+def _sweeps(sweeps: Sequence[Json]) -> Iterator[tuple[str, str]]:
+    """What was tried, once for the budgets that share it."""
+    for sweep in (each for index, each in enumerate(sweeps) if each not in sweeps[:index]):
+        indices = [str(index) for index, each in enumerate(sweeps) if each == sweep]
+        yield f"learning rate of budget{'s' * (len(indices) > 1)} {', '.join(indices)}", _swept(sweep)
 
 
 def _swept(sweep: Json) -> str:
@@ -217,6 +221,11 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     if board["hypervolume"] is not None:
         out.print(
             f"Objectives: {', '.join(board['objectives'])}. Hypervolume of their front: {board['hypervolume']:.4f}."
+        )
+    if len(rates := sorted({row["learning_rate"] for row in board["items"]})) > 1:
+        out.print(
+            f"Trained at learning rates of {', '.join(f'{rate:g}' for rate in rates)}, in this order. Candidates of "
+            "one rate are compared, with ranks of their own. --budget shows one budget's."
         )
     _show_certainty(board, out)
     _show_metrics(board, out)

@@ -14,8 +14,9 @@ from search.ranking import rank
 from search.records import CandidateRecord, RunState, SearchRecord
 from service.searches.schemas import SORT_COLUMNS, LeaderboardRow, Order, SortKey
 
-#: What orders the rows: those without a value last, then the value (negated where descending), then the number.
-Position = tuple[bool, float, int]
+#: What orders the rows: the learning rate, as candidates of different ones are shown apart; then those without a value
+#: last, then the value (negated where descending), then the number.
+Position = tuple[float, bool, float, int]
 POSITION: TypeAdapter[Position] = TypeAdapter(Position)
 
 
@@ -34,39 +35,43 @@ def budget_of(search: SearchRecord, index: int) -> Budget:
     return search.budgets[index]
 
 
-def inside(budget: Budget, candidates: Sequence[CandidateRecord]) -> list[CandidateRecord]:
-    """The candidates in a budget's band and under its ceilings, whichever budget they were proposed for."""
-    return [c for c in candidates if budget.contains(_count(c, budget)) and budget.affords(c.architecture)]
-
-
-def _count(candidate: CandidateRecord, budget: Budget) -> int:
-    return candidate.parameters if budget.basis == "total" else candidate.non_embedding_parameters
-
-
 def board(
-    candidates: Sequence[CandidateRecord],
+    search: SearchRecord,
+    parts: Sequence[Sequence[CandidateRecord]],
     *,
-    objectives: Objectives,
     sort: SortKey,
     order: Order,
     state: RunState | None,
     pareto: bool,
-    confidence: float,
 ) -> list[LeaderboardRow]:
-    """The rows of a board in order. Ranks, ties and the Pareto front are the whole board's, whatever is filtered."""
-    front = {candidate.id for candidate in objectives.front(candidates)}
-    rows = [
-        LeaderboardRow.of(ranked, pareto=ranked.candidate.id in front, context=objectives.context)
-        for ranked in rank(candidates, confidence=confidence)
-    ]
+    """The rows of a board in order. Ranks, ties and Pareto fronts are those of whole parts, whatever is filtered.
+
+    Args:
+        search: whose candidates they are.
+        parts: the candidates, those of each recipe apart (`search.boards`).
+        sort: by what.
+        order: from the smallest or the largest on.
+        state: that shown candidates are in.
+        pareto: whether only those on a front are shown.
+    """
+    rows = [row for part in parts for row in _rows(search, part)]
     shown = [row for row in rows if (state is None or row.state is state) and (row.pareto or not pareto)]
     return sorted(shown, key=lambda row: position(row, sort, order))
+
+
+def _rows(search: SearchRecord, candidates: Sequence[CandidateRecord]) -> list[LeaderboardRow]:
+    """Of candidates of one recipe."""
+    front = {candidate.id for candidate in Objectives.of(search).shown.front(candidates)}
+    return [
+        LeaderboardRow.of(ranked, search, pareto=ranked.candidate.id in front)
+        for ranked in rank(candidates, confidence=search.request.strategy.confidence)
+    ]
 
 
 def position(row: LeaderboardRow, sort: SortKey, order: Order) -> Position:
     """Where a row stands, by a column or one of its metrics."""
     value = getattr(row, sort) if sort in SORT_COLUMNS else row.metrics.get(sort)
-    return value is None, (value or 0) * (1 if order == "asc" else -1), row.number
+    return row.learning_rate, value is None, (value or 0) * (1 if order == "asc" else -1), row.number
 
 
 def to_csv(rows: Sequence[LeaderboardRow]) -> str:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import AfterValidator, AwareDatetime, Field, TypeAdapter
 
+from search.boards import board_of, boards
 from search.errors import NotFound, NotReady
 from search.objectives import Objectives
 from search.planning import Plan, plan
@@ -22,7 +23,7 @@ from service.downloads import DOWNLOAD, Download
 from service.errors import problems
 from service.idempotency import IdempotencyHeader, idempotency
 from service.planners import Planned
-from service.searches.leaderboard import POSITION, board, budget_of, inside, position, to_csv
+from service.searches.leaderboard import POSITION, board, budget_of, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
 from service.settings import ServiceSettings
 
@@ -136,22 +137,16 @@ def get_leaderboard(
     (`strategy.repeats`), by its mean over them. `Accept: text/csv` gives the same rows as CSV.
 
     With several objectives ranks still follow from the loss; the Pareto front (`pareto`) is of the objectives.
-    A budget's board shows every candidate in its band, whichever budget it was proposed for. Rows without a value to
-    sort by come last.
+    A budget's board shows every candidate in its band, whichever budget it was proposed for, that was trained at its
+    learning rate. On the board of all candidates those of each rate stand apart, with ranks of their own, since a rate
+    moves a loss as much as an architecture does. Of each, rows without a value to sort by come last.
     """
     search = store.get_search(search_id)
     candidates = store.candidates(search_id)
     band = None if budget is None else budget_of(search, budget)
-    shown, objectives = inside(band, candidates) if band else candidates, Objectives.of(search)
-    rows = board(
-        shown,
-        objectives=objectives.shown,
-        sort=sort,
-        order=order,
-        state=state,
-        pareto=pareto,
-        confidence=search.request.strategy.confidence,
-    )
+    parts = boards(search, candidates) if budget is None else [board_of(search, budget, candidates)]
+    objectives = Objectives.of(search)
+    rows = board(search, parts, sort=sort, order=order, state=state, pareto=pareto)
     query = ["leaderboard", search_id, budget, sort, order, state, pareto]
     rest = rows
     if cursor is not None:
@@ -171,7 +166,7 @@ def get_leaderboard(
         teacher_loss=teacher_metrics.get("validation_loss"),
         teacher_metrics={name: value for name, value in teacher_metrics.items() if "/" in name},
         objectives=objectives.names,
-        hypervolume=objectives.hypervolume(shown, search),
+        hypervolume=objectives.hypervolume(parts[0], search) if len(parts) == 1 else None,
         total=len(rows),
         items=tuple(page),
         next_cursor=encode_cursor(query, position(page[-1], sort, order)) if more else None,
@@ -218,9 +213,10 @@ def get_best(
     artifacts: Artifacts,
     budget: Annotated[int, Query(ge=0, description="Index of the budget.")] = 0,
 ) -> Spec:
-    """The spec of the best candidate in a budget's band, so far."""
+    """The spec of the best candidate on a budget's board, so far."""
     search = store.get_search(search_id)
-    ranked = rank(inside(budget_of(search, budget), store.candidates(search_id)))
+    budget_of(search, budget)  # that there is one
+    ranked = rank(board_of(search, budget, store.candidates(search_id)))
     if not ranked or ranked[0].rank is None:
         raise NotReady(
             f"the best spec of budget {budget} of search {search_id!r}",

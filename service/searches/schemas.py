@@ -8,10 +8,9 @@ from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 
 from search.architecture import AXES
 from search.budget import Budget
-from search.context import Context
 from search.counting import costs
 from search.ranking import RankedCandidate
-from search.records import AnySearch, JobState, RunState
+from search.records import AnySearch, JobState, RunState, SearchRecord
 
 _SCHEMA: dict[str, Any] = {"use_attribute_docstrings": True}
 
@@ -72,12 +71,15 @@ class LeaderboardRow:
     __pydantic_config__: ClassVar[Any] = _SCHEMA
 
     rank: int | None
-    """By `loss_mean` among the completed candidates of this board, from 1; null for the others."""
+    """By `loss_mean` among the completed candidates of this board that were trained at its `learning_rate`, from 1;
+    null for the others. Whatever else compares it with this board compares it with those."""
     candidate_id: str
     number: int
     """Its place in the order of proposals."""
     budget_index: int
     """The budget it was proposed for."""
+    learning_rate: float
+    """The peak that it is trained at: the request's, or what was found for its budget."""
     state: RunState
     num_hidden_layers: int
     hidden_size: int
@@ -131,7 +133,7 @@ class LeaderboardRow:
     test_loss: float | None
     """Loss on the test split, on which nothing was chosen."""
     test_loss_mean: float | None
-    """The same, mean over its completed runs."""
+    """The same, mean over the seeds, corrected like `loss_mean`."""
     test_loss_stderr: float | None
     """Its standard error, likewise."""
     perplexity: float | None
@@ -146,8 +148,8 @@ class LeaderboardRow:
     one; where the loss is the only objective, in loss and parameters. Losses are `loss_mean`."""
 
     @classmethod
-    def of(cls, ranked: RankedCandidate, *, pareto: bool, context: Context) -> "LeaderboardRow":
-        """The row of a ranked candidate; FLOPs and the cache are counted at `context`."""
+    def of(cls, ranked: RankedCandidate, search: SearchRecord, *, pareto: bool) -> "LeaderboardRow":
+        """The row of a candidate that was ranked on a board of its search."""
         candidate, certainty = ranked.candidate, ranked.certainty
         loss, stderr = candidate.metric("validation_loss"), candidate.metric("validation_loss_stderr")
         perplexity = _perplexity(loss)
@@ -156,12 +158,13 @@ class LeaderboardRow:
             candidate_id=candidate.id,
             number=candidate.number,
             budget_index=candidate.budget_index,
+            learning_rate=search.learning_rate(candidate.budget_index),
             state=candidate.state,
             **{axis: getattr(candidate.architecture, axis) for axis in AXES},
             parameters=candidate.parameters,
             non_embedding_parameters=candidate.non_embedding_parameters,
             measured_parameters=candidate.result.measured_parameters if candidate.result else None,
-            **costs(candidate.architecture, context),
+            **costs(candidate.architecture, search.context),
             loss_before=candidate.metric_before("validation_loss"),
             loss=loss,
             tokens=candidate.reached,
@@ -174,7 +177,7 @@ class LeaderboardRow:
             kl=candidate.metric("validation_kl"),
             agreement=candidate.metric("validation_agreement"),
             test_loss=candidate.metric("test_loss"),
-            test_loss_mean=candidate.mean("test_loss"),
+            test_loss_mean=certainty.test_loss_mean if certainty else None,
             test_loss_stderr=candidate.metric("test_loss_stderr"),
             perplexity=perplexity,
             perplexity_stderr=None if perplexity is None or stderr is None else perplexity * stderr,
@@ -198,7 +201,7 @@ class Leaderboard:
     state: JobState
     """Of the search: the board is final when it is."""
     budget: Budget | None
-    """Whose band the rows lie in; null: all candidates."""
+    """Whose band the rows lie in, trained at its rate; null: all candidates, those of each rate apart."""
     teacher_parameters: int
     teacher_loss: float | None
     """The teacher's own validation loss, nats a token; null until the search has been prepared."""
@@ -210,7 +213,7 @@ class Leaderboard:
     """How good this board's Pareto front is, from 0 to 1: the share it dominates of what lies between a loss of
     ln(vocabulary), the teacher's costs, accuracies and speeds of 0 and a loss and costs of 0, accuracies of 1, the
     teacher's speeds. Comparable within a search and between searches with one teacher, text and objectives. Null with a
-    single objective."""
+    single objective, and where candidates of this board were trained at different rates."""
     total: int
     """Rows on all pages."""
     items: tuple[LeaderboardRow, ...]

@@ -48,8 +48,8 @@ def probabilities(table: Sequence[Mapping[int, float]]) -> list[float]:
 def test_of_candidates_that_ran_once_nothing_is_known_but_their_loss() -> None:
     unknown: dict[str, Any] = {"runs": 1, "loss_std": None, "probability_best": None, "tied": None}
     assert certainty_of([{0: 2.0}, {0: 2.1}]) == [
-        Certainty(loss_mean=2.0, **unknown),
-        Certainty(loss_mean=2.1, **unknown),
+        Certainty(loss_mean=2.0, test_loss_mean=2.0 + 0.1, **unknown),
+        Certainty(loss_mean=2.1, test_loss_mean=2.1 + 0.1, **unknown),
     ]
 
 
@@ -101,6 +101,21 @@ def test_who_ran_with_a_lucky_seed_alone_is_not_better_for_it() -> None:
     repeated_ones = [{0: 2.0, 1: 2.5, 2: 2.5}, {0: 2.1, 1: 2.6, 2: 2.6}]
     *_, third = certainty_of([*repeated_ones, {0: 2.2}])
     assert third.loss_mean == pytest.approx(2.2 + 1.0 / 3)
+    assert third.test_loss_mean == pytest.approx(2.3 + 1.0 / 3)
+
+
+def test_a_test_loss_has_seeds_of_its_own_luck_and_may_be_missing() -> None:
+    """A seed that is lucky on validation text need not be so on other text."""
+    first, second, third = (repeated(number, {0: 2.0, 1: 2.4}) for number in range(3))
+    second = replace(second, repeats=())
+    (run,) = first.repeats
+    measured = [replace(each, value=9.0) if each.metric == "test_loss" else each for each in run.measurements]
+    first = replace(first, repeats=(replace(run, measurements=tuple(measured)),))
+    third = replace(third, measurements=third.measurements[:1], repeats=())
+    found = certainties([first, second, third])
+    assert [found[each.id].loss_mean for each in (first, second, third)] == pytest.approx([2.2] * 3)
+    assert [found[each.id].test_loss_mean for each in (first, second)] == pytest.approx([(2.1 + 9.0) / 2] * 2)
+    assert found[third.id].test_loss_mean is None
 
 
 # --- probabilities --------------------------------------------------------------------------------------------------

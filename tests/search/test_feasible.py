@@ -23,6 +23,7 @@ from tests.support.lattices import (
     feasible_sets,
     half,
     outer,
+    slow_middle,
     slow_nearest,
     teacher_named,
 )
@@ -72,6 +73,42 @@ def test_what_nobody_asks_for_is_not_made() -> None:
     first, last = feasible.architectures[0], feasible.architectures[-1]
     assert (first.num_hidden_layers, last.num_hidden_layers) == (32, 16)
     assert list(islice(feasible.architectures, 1)) == [first]
+
+
+# --- the middle -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(feasible_sets())
+def test_the_middle_is_that_of_all_points_in_order(feasible: FeasibleSet) -> None:
+    assert feasible.middle == slow_middle(list(feasible.points))
+
+
+def test_the_middle_of_many_that_are_alike_is_decided_by_their_digests() -> None:
+    """Hidden size and MLP width are the same for all; only the heads differ."""
+    teacher = teacher_named("Llama-3.1-8B")
+    space = SearchSpace.from_request(teacher, SpaceRequest(hidden_size=(2048,), intermediate_size=(1024,)))
+    wide = BudgetRequest(ratio=1.0, tolerance=0.99)
+    feasible = space.within(Budget.from_request(wide, teacher_parameters=parameters(teacher)))
+    assert len({(each.hidden_size, each.intermediate_size) for each in feasible.points}) == 1
+    assert len(feasible.points) > 10
+    assert feasible.middle == slow_middle(list(feasible.points))
+
+
+def test_of_billions_of_architectures_the_middle_is_found_in_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_named("Llama-3.1-8B")
+    space = SearchSpace.from_request(teacher, SpaceRequest(hidden_size=tuple(range(64, 4097, 4))))
+    feasible = space.within(half(teacher))
+    made: list[int] = []
+    make = FeasibleSet._made
+
+    def counted(self: FeasibleSet, point: int, size: int) -> Architecture:
+        made.append(point)
+        return make(self, point, size)
+
+    monkeypatch.setattr(FeasibleSet, "_made", counted)
+    assert feasible.middle.num_hidden_layers == 24
+    assert len(made) < len(feasible.points) / 1_000
 
 
 # --- samples --------------------------------------------------------------------------------------------------------

@@ -13,14 +13,13 @@ from search.learning_rate import (
     RateSweep,
     RateTrial,
     best_rate,
-    middle_of,
     sweep,
     trial_request,
+    tried_on,
     with_rate,
 )
 from search.serialization import from_json, to_json
-from search.space import SearchSpace
-from tests.support.submissions import TEACHER, submission
+from tests.support.submissions import TEACHER
 
 
 @given(optimum=st.floats(-6.4, 6.4), steepness=st.floats(0.1, 3), diverges_above=st.floats(1, 9))
@@ -58,18 +57,12 @@ def test_a_rate_at_which_the_student_diverges_is_not_chosen() -> None:
     assert best_rate(sweep(lambda rate: None if rate > 5e-4 else 2.0)) <= 5e-4
 
 
-def test_it_is_tried_on_an_architecture_of_the_middle_depth_and_width() -> None:
-    new = submission()
-    (feasible,) = (SearchSpace.from_request(TEACHER, new.request.space).within(each) for each in new.budgets)
-    points = list(feasible.points)
-    middle = middle_of(points)
-    assert middle == middle_of(points[::-1])
-    depths = sorted({point.num_hidden_layers for point in points})
-    assert middle.num_hidden_layers == depths[len(depths) // 2]
-    widths = [point.hidden_size for point in points if point.num_hidden_layers == middle.num_hidden_layers]
-    assert sum(width < middle.hidden_size for width in widths) <= len(widths) / 2
-    assert sum(width > middle.hidden_size for width in widths) <= len(widths) / 2
-    assert middle_of(points[:1]) == points[0]
+def test_budgets_that_share_a_rate_try_it_on_the_architecture_of_the_middle_size() -> None:
+    large, small, middle, alone = (TEACHER.with_axes(num_hidden_layers=depth) for depth in (4, 1, 2, 3))
+    middles = [large, small, middle, alone]
+    assert tried_on(middles, [(0, 1, 2), (3,)]) == [middle, alone]
+    assert tried_on(middles, [(0, 2)]) == [middle], "of two the smaller"
+    assert tried_on(middles, [(0, 1, 2, 3)]) == [middle]
 
 
 def test_a_trial_is_a_quarter_of_the_run_with_a_schedule_of_its_own() -> None:

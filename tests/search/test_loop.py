@@ -39,6 +39,7 @@ from tests.support.evaluators import (
     SELECTION,
     TOKENS,
     ScriptedEvaluator,
+    make_sweep,
     scripted_loss,
 )
 from tests.support.files import FINGERPRINT
@@ -443,6 +444,27 @@ def test_the_best_of_each_budget_run_again_with_the_same_further_seeds(
     assert before[0] == home.rows
     assert [task.seed for task in evaluator.submitted[:8]] == [0] * 8
     assert home.num_artifacts == 0
+
+
+@pytest.mark.parametrize("rates", [(0.008, 0.002), (0.004, 0.004)])
+def test_candidates_run_again_against_those_that_were_trained_at_their_rate(
+    house: Callable[..., House], rates: tuple[float, float]
+) -> None:
+    """Of one band twice; whatever was proposed for the second budget does better by far."""
+    wanted = RepeatsRequest(candidates=2, seeds=2)
+    home = house(ratios=(0.5, 0.5), max_candidates=4, repeats=wanted, learning_rate="auto")
+    evaluator = ScriptedEvaluator(
+        learning_rates=tuple(make_sweep(TEACHER, rate) for rate in rates),
+        noise=lambda architecture, seed: 0.02 * noisy(architecture, seed) - 9 * proposed_for(architecture),
+    )
+
+    def proposed_for(architecture: Architecture) -> int:
+        return next(task.budget_index for task in evaluator.submitted if task.architecture == architecture)
+
+    home.drive(evaluator)
+    again = {(c.budget_index, c.number) for c in home.candidates if c.repeats}
+    best = [[(index, c.number) for c in best_first(home) if c.budget_index == index][:2] for index in (0, 1)]
+    assert again == {*best[1], *(best[0] if rates[0] != rates[1] else ())}
 
 
 def test_a_budget_has_no_more_repeats_once_its_winner_is_settled(house: Callable[..., House]) -> None:

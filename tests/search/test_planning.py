@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -22,7 +24,7 @@ from search.errors import (
 from search.planning import feasible_sets, plan
 from search.preview import preview
 from search.records import JobState, Progress, SearchRecord
-from search.request import QUARTERS, SearchRequest
+from search.request import QUARTERS, Basis, SearchRequest
 from search.serialization import from_json
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 from tests.support.harness import write_task
@@ -141,6 +143,23 @@ def test_an_attribute_that_the_family_does_not_understand_is_refused_unless_vouc
 def test_a_budget_above_the_teacher_is_refused(roots: Path) -> None:
     budgets = [{"ratio": 0.5}, {"params": parameters(ARCHITECTURE) + 1}]
     refused(roots, InvalidRequest, "budgets[1].params", budgets=budgets)
+
+
+def test_a_ratio_is_of_the_teacher_whatever_candidates_are_cut_from(roots: Path) -> None:
+    write_model(roots / "smaller", num_hidden_layers=1)
+    origin = {"start_from": {"model": "smaller"}}
+    smaller = make_plan(roots, teacher={"model": "smaller"}, budgets=[{"ratio": 1.0}]).new_search.teacher
+    for basis in get_args(Basis):
+        whole, most = count(ARCHITECTURE, basis), count(smaller.architecture, basis)
+        enough = {"ratio": 0.9 * most / whole, "basis": basis, "tolerance": 0.3}
+        [budget] = make_plan(roots, **origin, budgets=[enough]).new_search.budgets
+        assert budget.params == int(enough["ratio"] * whole)
+        error = refused(roots, InvalidRequest, "budgets[0].ratio", **origin, budgets=[enough | {"ratio": 0.99}])
+        assert f"{most:,} parameters ({basis})" in error.expected
+        # what the message says is the largest ratio is one
+        named = float(re.findall(r"0\.\d+", error.expected)[0])
+        assert most - 1 - whole / 10_000 <= int(named * whole) <= most
+        make_plan(roots, **origin, budgets=[enough | {"ratio": named}])
 
 
 def test_a_budget_of_absurd_size_is_refused_like_any_other(roots: Path) -> None:

@@ -178,8 +178,8 @@ def test_tasks_that_candidates_are_judged_on_cost_two_passes_of_each_and_one_of_
 def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_budget(roots: Path) -> None:
     fixed = {name: [value] for name, value in ARCHITECTURE.axes.items()}
     given: dict[str, Any] = {"space": fixed, "budgets": [{"ratio": 1.0}]}
-    distillation = BODY.get("distillation", {})
-    auto = make_plan(roots, **given, distillation={**distillation, "learning_rate": "auto"})
+    distillation = BODY["distillation"] | {"learning_rate": "auto"}
+    auto = make_plan(roots, **given, distillation=distillation)
     tokens = auto.new_search.request.distillation.tokens
     flops = flops_per_token(ARCHITECTURE, AT_8)
     head = 2 * ARCHITECTURE.vocab_size * ARCHITECTURE.hidden_size
@@ -187,6 +187,9 @@ def test_finding_the_learning_rate_costs_a_candidate_s_distillation_for_each_bud
     assert found.flops - named.flops == pytest.approx(tokens * (3 * flops + head)) == found.sweep_flops
     assert (found.sweep_tokens, found.distillation_tokens) == (tokens, named.distillation_tokens)
     assert (named.sweep_tokens, named.sweep_flops) == (0, 0)
+    given["budgets"] = [{"ratio": 1.0}, {"ratio": 1.0}]
+    shared = estimate_cost(make_plan(roots, **given, distillation=distillation))
+    assert (shared.sweep_tokens, shared.sweep_flops) == (tokens, found.sweep_flops), "it is found once for both"
 
 
 def test_the_cost_grows_with_the_candidates(roots: Path) -> None:

@@ -89,7 +89,8 @@ def test_every_reference_of_the_document_leads_somewhere(client: TestClient) -> 
 def test_every_field_of_a_submission_is_described(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     ratio = schemas["BudgetRequest"]["properties"]["ratio"]
-    assert ratio["description"] == "The same as a fraction of the teacher's parameters."
+    described = "The same as a fraction of the teacher's parameters, whatever candidates are cut from."
+    assert ratio["description"] == described
     assert schemas["SearchRequest"]["additionalProperties"] is False
 
 

@@ -259,8 +259,29 @@ def test_a_leaderboard_says_how_sure_it_is(espalier: Shell, served: Served, requ
     rows = [[word for word in line.split() if word != "*"] for line in lines[place + 1 :]]
     assert ["1", first.id, "2", "2.5000", "±", "0.7071", "2.5100", "100%"] in rows
     assert ["2", second.id, "2", "2.5500", "±", "0.7071", "2.5600", "0%"] in rows
-    assert ["3", once.id, "1", "9.5000", "9.0100", "0%"] in rows
+    assert ["3", once.id, "1", "9.5000", "9.5100", "0%"] in rows
     assert "2 runs with other seeds" in "\n".join(espalier.lines("show", search_id))
+
+
+def test_a_leaderboard_says_that_rates_are_not_compared(espalier: Shell, served: Served, request_file: Path) -> None:
+    """One that is found for two budgets is shown once, and each of those that were found apart by itself."""
+    wanted = json.loads(request_file.read_text())
+    wanted |= {"budgets": [{"ratio": ratio} for ratio in (0.4, 0.7, 0.75)]}
+    wanted |= {"distillation": wanted["distillation"] | {"learning_rate": "auto"}}
+    request_file.write_text(json.dumps(wanted))
+    search_id = espalier.json("submit", request_file)["id"]
+    driver = HandDriver(served)
+    driver.take(rates=(0.008, 0.002, 0.002))
+    for index, loss in ((0, 2.5), (1, 2.0)):
+        driver.complete(driver.propose(1, budget_index=index)[0], loss)
+    shown = " ".join("\n".join(espalier.lines("show", search_id)).split())
+    assert "learning rate of budget 0 0.008 (losses after 256 tokens" in shown
+    assert "learning rate of budgets 1, 2 0.002 (losses after 256 tokens" in shown
+    both, one = (
+        " ".join(" ".join(espalier.lines("leaderboard", search_id, *only)).split()) for only in ((), ("--budget", 1))
+    )
+    assert "Trained at learning rates of 0.002, 0.008, in this order." in both
+    assert "Trained at" not in one
 
 
 def test_a_leaderboard_shows_what_else_was_measured(espalier: Shell, served: Served, request_file: Path) -> None:

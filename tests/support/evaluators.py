@@ -3,10 +3,11 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from search.architecture import Architecture
 from search.errors import Interrupted
+from search.learning_rate import RateSweep, RateTrial
 from search.ports import (
     RUN_ENDS,
     ArtifactStore,
@@ -57,6 +58,8 @@ class ScriptedEvaluator(Evaluator):
     keeps: bool = True
     #: Called before each poll, to make things happen in between.
     before_poll: Callable[[], None] = lambda: None
+    #: What was found in the preparation.
+    learning_rates: tuple[RateSweep, ...] = ()
     prepared: int = 0
     #: Every task in the order submitted.
     submitted: list[EvaluationTask] = field(default_factory=list)
@@ -70,7 +73,7 @@ class ScriptedEvaluator(Evaluator):
         if should_stop():
             raise Interrupted("told to stop")
         self.prepared += 1
-        return make_preparation(self.artifacts)
+        return replace(make_preparation(self.artifacts), learning_rates=self.learning_rates)
 
     def start(self, search: SearchRecord) -> int:
         assert search.preparation is not None
@@ -154,6 +157,12 @@ def make_preparation(artifacts: ArtifactStore | None = None) -> Preparation:
         seconds={"importance": 0.1},
         environment={"torch": "0"},
     )
+
+
+def make_sweep(architecture: Architecture, learning_rate: float) -> RateSweep:
+    """One that tried nothing but the rate that it found."""
+    trial = RateTrial(learning_rate=learning_rate, validation_loss=2.5)
+    return RateSweep(architecture=architecture, tokens=256, trials=(trial,), learning_rate=learning_rate)
 
 
 def make_result(measured_parameters: int, artifacts: ArtifactStore | None = None) -> RunResult:

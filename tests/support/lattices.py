@@ -184,6 +184,17 @@ def slow_points(space: SearchSpace, budget: Budget) -> tuple[Architecture, ...]:
     return tuple(points)
 
 
+def slow_middle(points: Sequence[Architecture]) -> Architecture:
+    """One of the middle depth, and of those the one of the middle width, by sorting all."""
+    depths = sorted({point.num_hidden_layers for point in points})
+    depth = depths[len(depths) // 2]
+    of_depth = sorted(
+        (point for point in points if point.num_hidden_layers == depth),
+        key=lambda point: (point.hidden_size, point.intermediate_size, point.digest),
+    )
+    return of_depth[len(of_depth) // 2]
+
+
 def slow_nearest(
     feasible: FeasibleSet, points: Sequence[Architecture], position: Mapping[str, float], taken: Collection[str]
 ) -> Architecture | None:

@@ -28,6 +28,7 @@ from search.serialization import canonical_json
 from search.store.sql import SqlStore, migrate
 from service.app import Server, create_app
 from service.settings import ServiceSettings
+from tests.support.evaluators import make_sweep
 from tests.support.files import FINGERPRINT, write_model
 
 #: A request that `serve_api`'s model and text can satisfy.
@@ -114,11 +115,18 @@ class HandDriver:
         assert self.lease is not None, "take a search first"
         return self.lease
 
-    def take(self, *, corrected: bytes | None = None) -> str:
-        """Lease the oldest search and prepare it, with a corrected teacher of these bytes; its id."""
+    def take(self, *, corrected: bytes | None = None, rates: Sequence[float] = ()) -> str:
+        """Lease the oldest search and prepare it, with a corrected teacher of these bytes, and learning rates that were
+        found for its budgets; its id."""
         self.lease = self.served.store.lease_job("search", owner="hand", ttl_s=600)
         self.served.artifacts.put_bytes(FINGERPRINT.document)
-        self.served.store.save_preparation(self._lease, replace(_preparation(), correction=self._correction(corrected)))
+        sizes = self.served.store.get_search(self._lease.subject_id).teacher.architecture
+        preparation = replace(
+            _preparation(),
+            correction=self._correction(corrected),
+            learning_rates=tuple(make_sweep(sizes, rate) for rate in rates),
+        )
+        self.served.store.save_preparation(self._lease, preparation)
         return self._lease.subject_id
 
     def propose(self, count: int, *, budget_index: int = 0) -> Sequence[CandidateRecord]:

@@ -1,6 +1,7 @@
 """Searches for a store, without a teacher's files: what was asked, and the sizes of a teacher that nobody loads."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from search.architecture import Architecture
 from search.budget import Budget
@@ -45,13 +46,14 @@ def submission(
     objectives: tuple[str, ...] = ("loss",),
     max_hours: float | None = None,
     share_between_budgets: bool = False,
+    learning_rate: float | Literal["auto"] = 1e-3,
 ) -> NewSearch:
     """A validated submission against `TEACHER`, with rungs after 25, 50 and 100 tokens."""
     request = SearchRequest(
         teacher=TeacherRequest(model="tiny"),
         budgets=tuple(BudgetRequest(ratio=ratio) for ratio in ratios),
         data=DataRequest(train="text", sequence_length=5),
-        distillation=DistillationRequest(tokens=100, batch_tokens=5, learning_rate=1e-3),
+        distillation=DistillationRequest(tokens=100, batch_tokens=5, learning_rate=learning_rate),
         strategy=StrategyRequest(
             kind=kind,
             max_candidates=max_candidates,

@@ -11,9 +11,10 @@ from pathlib import Path
 import structlog
 from transformers import PreTrainedTokenizerBase
 
+from search.boards import sharing
 from search.correction import Correction, CorrectionRequest
 from search.errors import InvalidInput, InvalidRequest
-from search.learning_rate import RateSweep, middle_of
+from search.learning_rate import RateSweep, tried_on
 from search.planning import feasible_sets
 from search.ports import ArtifactStore
 from search.records import Preparation, SearchRecord
@@ -133,8 +134,10 @@ def prepare(
         bench = Workbench.of(teaching, source, preparation, artifacts, harness, states=states, device=device)
         found = _find_rates(search, bench, preparation)
     with artifacts.open(found) as file:
-        sweeps = tuple(from_json(RateSweep, sweep) for sweep in json.load(file))
-    return replace(preparation, learning_rates=sweeps, learning_rates_artifact=found, seconds=clock.seconds)
+        sweeps = [from_json(RateSweep, sweep) for sweep in json.load(file)]
+    of_budget = {index: sweep for group, sweep in zip(sharing(search.budgets), sweeps, strict=True) for index in group}
+    by_budget = tuple(of_budget[index] for index in range(len(search.budgets)))
+    return replace(preparation, learning_rates=by_budget, learning_rates_artifact=found, seconds=clock.seconds)
 
 
 def _correct(
@@ -256,15 +259,17 @@ def _scores(
 
 
 def _find_rates(search: SearchRecord, bench: Workbench, preparation: Preparation) -> str:
-    """The artifact of the sweeps for all budgets: one that an earlier search made, where there is one."""
+    """The artifact of the sweeps, one for each group of budgets that share a rate: one that an earlier search made,
+    where there is one."""
     request, artifacts, tokens = search.request, bench.artifacts, bench.tokens
-    architectures = [middle_of(feasible.points) for feasible in feasible_sets(search)]
+    architectures = tried_on([feasible.middle for feasible in feasible_sets(search)], sharing(search.budgets))
     key = key_of(
         {
             "sweep": SWEEP_VERSION,
             "architectures": [architecture.digest for architecture in architectures],
             "follow_from": [
                 preparation.teacher_digest,
+                preparation.origin_digest,
                 preparation.correction.artifact if preparation.correction else None,
                 tokens.digest,
                 preparation.importance_artifact,

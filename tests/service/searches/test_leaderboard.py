@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 
 from search.context import Context
 from search.counting import count, flops_per_token, kv_cache_bytes_per_token
-from tests.support.evaluators import make_preparation
+from tests.support.evaluators import make_preparation, make_sweep
+from tests.support.files import FINGERPRINT
 from tests.support.service import BODY, DriverHand
 
 #: What costs are counted at.
@@ -136,6 +137,10 @@ def test_the_mean_over_seeds_ranks_and_what_cannot_be_told_from_the_first_is_tie
     assert rows[0]["loss_std"] == pytest.approx(0.1)
     assert (rows[0]["loss"], rows[0]["test_loss"]) == (2.1, 2.11)
     assert rows[0]["test_loss_mean"] == pytest.approx(2.21)
+    once = hand.propose(lease, 0, 1)[0]
+    hand.complete(lease, once, loss=2.15)
+    *_, row = (each for each in board(client, search_id)["items"] if each["number"] == once.number)
+    assert row["test_loss_mean"] - 0.01 == pytest.approx(row["loss_mean"]) != 2.15, "corrected for the seeds it lacks"
     assert sum(row["probability_best"] for row in rows) == pytest.approx(1)
     assert rows[0]["probability_best"] > rows[1]["probability_best"] > rows[2]["probability_best"]
     best = client.get(f"/v1/searches/{search_id}/best").json()
@@ -172,6 +177,80 @@ def test_a_budgets_board_has_every_candidate_in_its_band(client: TestClient, han
         assert [row["number"] for row in answer["items"]] == [row["number"] for row in inside]
         assert [row["rank"] for row in answer["items"]] == list(range(1, len(inside) + 1))
     assert {row["budget_index"] for row in board(client, search_id, budget=1)["items"]} == {0, 1}
+
+
+@pytest.fixture
+def two_rates(client: TestClient, hand: DriverHand) -> str:
+    """A search as it was stored before budgets that overlap shared a rate: each has found its own, and the second's is
+    the better one. Its candidates are in the first's band, too."""
+    auto = BODY["distillation"] | {"learning_rate": "auto"}
+    search_id = submit(client, budgets=[OVERLAPPING[1], OVERLAPPING[0]], distillation=auto)
+    lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
+    assert lease is not None
+    teacher = hand.store.get_search(search_id).teacher.architecture
+    sweeps = tuple(make_sweep(teacher, rate) for rate in (0.008, 0.002))
+    hand.artifacts.put_bytes(FINGERPRINT.document)
+    hand.store.save_preparation(lease, replace(make_preparation(), learning_rates=sweeps))
+    for index, losses in enumerate(((2.5, 2.4), (2.0, 2.1))):
+        for candidate, loss in zip(hand.propose(lease, index, 2), losses, strict=True):
+            hand.complete(lease, candidate, loss=loss)
+            hand.repeat(lease, candidate, seed=1, loss=loss + (candidate.number + 1) / 100)
+    return search_id
+
+
+def test_no_board_compares_candidates_that_were_trained_at_different_rates(
+    client: TestClient, hand: DriverHand, two_rates: str
+) -> None:
+    search = hand.store.get_search(two_rates)
+    assert all(search.budgets[0].contains(each.parameters) for each in hand.store.candidates(two_rates))
+    for index, (numbers, rate) in enumerate((((1, 0), 0.008), ((2, 3), 0.002))):
+        rows = board(client, two_rates, budget=index)["items"]
+        assert [(row["rank"], row["number"], row["learning_rate"]) for row in rows] == [
+            (place, number, rate) for place, number in enumerate(numbers, start=1)
+        ]
+        assert sum(row["probability_best"] for row in rows) == pytest.approx(1)
+        assert any(row["pareto"] for row in rows)
+        best = client.get(f"/v1/searches/{two_rates}/best", params={"budget": index}).json()
+        assert best["candidate_id"] == rows[0]["candidate_id"]
+        assert best["recipe"]["distillation"]["learning_rate"] == rate
+
+
+def test_on_the_board_of_all_candidates_those_of_each_rate_stand_apart(client: TestClient, two_rates: str) -> None:
+    rows = board(client, two_rates)["items"]
+    assert [(row["learning_rate"], row["rank"], row["number"]) for row in rows] == [
+        (0.002, 1, 2),
+        (0.002, 2, 3),
+        (0.008, 1, 1),
+        (0.008, 2, 0),
+    ]
+    of_budgets = [row for index in (1, 0) for row in board(client, two_rates, budget=index)["items"]]
+    assert rows == of_budgets, "whatever compares a candidate with others is the same as on its budget's board"
+    by_loss = [row["number"] for row in board(client, two_rates, sort="loss", order="desc")["items"]]
+    assert by_loss == [3, 2, 0, 1]
+    cursor, seen = None, []
+    for _ in rows:
+        page = board(client, two_rates, limit=1, **({"cursor": cursor} if cursor else {}))
+        seen += page["items"]
+        cursor = page["next_cursor"]
+    assert (seen, cursor) == (rows, None)
+
+
+def test_of_boards_of_several_rates_nobody_says_how_good_their_front_is(client: TestClient, hand: DriverHand) -> None:
+    """What one front dominates at its rate adds nothing to what another does at its own."""
+    strategy = BODY["strategy"] | {"objectives": ["loss", "parameters"]}
+    auto = BODY["distillation"] | {"learning_rate": "auto"}
+    search_id = submit(client, strategy=strategy, distillation=auto)
+    lease = hand.store.lease_job("search", owner="hand", ttl_s=600)
+    assert lease is not None
+    teacher = hand.store.get_search(search_id).teacher.architecture
+    sweeps = tuple(make_sweep(teacher, rate) for rate in (0.008, 0.002))
+    hand.store.save_preparation(lease, replace(make_preparation(), learning_rates=sweeps))
+    for index in (0, 1):
+        assert board(client, search_id)["hypervolume"] is not None
+        (candidate,) = hand.propose(lease, index, 1)
+        hand.complete(lease, candidate, loss=2.0)
+    assert board(client, search_id)["hypervolume"] is None
+    assert all(board(client, search_id, budget=index)["hypervolume"] > 0 for index in (0, 1))
 
 
 def test_a_budgets_board_leaves_out_what_its_ceilings_do(client: TestClient, hand: DriverHand) -> None:

@@ -1,11 +1,13 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -14,7 +16,7 @@ from search.architecture import Architecture
 from search.data import SelectionRequest
 from search.distillation import DistillationRequest
 from search.errors import ForbiddenSource, InsufficientText, InvalidRequest, UnusableTeacher
-from search.learning_rate import best_rate, middle_of
+from search.learning_rate import best_rate
 from search.planning import feasible_sets
 from search.records import SearchRecord
 from search.request import BudgetRequest, ImportanceRequest, SearchRequest, TeacherRequest
@@ -32,7 +34,7 @@ from workers.compress.slicing import select
 from workers.compress.states import Outputs
 from workers.compress.targets import Targets
 from workers.compress.workbench import build_student
-from workers.export import build_checkpoint
+from workers.export import WEIGHTS, build_checkpoint
 
 TOTAL = REQUEST.distillation.tokens
 
@@ -235,11 +237,41 @@ def test_a_learning_rate_is_found_for_each_budget(home: Home, tuned: SearchRecor
     assert "find_learning_rates" in tuned.preparation.seconds
     sweeps = tuned.preparation.learning_rates
     for index, (sweep, feasible) in enumerate(zip(sweeps, feasible_sets(tuned), strict=True)):
-        assert sweep.architecture == middle_of(feasible.points)
+        assert sweep.architecture == feasible.middle
         assert sweep.tokens == TOTAL // 4
         assert len(sweep.trials) >= 3
         assert sweep.learning_rate == best_rate(sweep.trials)
         assert tuned.distillation(index).learning_rate == sweep.learning_rate
+
+
+def test_budgets_that_may_hold_the_same_candidate_share_a_rate(home: Home, tuned: SearchRecord) -> None:
+    """The first two do; what is tried on the third's architecture is what a search of it alone would try."""
+    budgets = (BudgetRequest(ratio=0.72, tolerance=0.3), BudgetRequest(ratio=0.55), BudgetRequest(ratio=0.45))
+    search = home.prepared(replace(tuned.request, budgets=budgets))
+    first, second, third = found(search)
+    assert first == second
+    assert third.architecture != second.architecture == feasible_sets(search)[1].middle
+    assert found(home.prepared(replace(tuned.request, budgets=budgets[2:]))) == (third,)
+
+
+def test_rates_are_found_anew_for_candidates_that_are_cut_from_another_model(home: Home, tuned: SearchRecord) -> None:
+    """Of a model whose head alone is another, random scores know nothing, and layers' influence does not either."""
+    make_teacher(home.models / "cut from", num_hidden_layers=2)
+    shutil.copytree(home.models / "cut from", home.models / "cut from another")
+    weights = load_file(home.models / "cut from" / WEIGHTS)
+    changed = {name: tensor * (1.25 if name == "lm_head.weight" else 1) for name, tensor in weights.items()}
+    save_file(changed, home.models / "cut from another" / WEIGHTS, metadata={"format": "pt"})
+    wanted = replace(tuned.request, importance=ImportanceRequest(score="random"), budgets=(BudgetRequest(ratio=0.3),))
+    one, other = (
+        home.prepared(replace(wanted, start_from=TeacherRequest(model=name)))
+        for name in ("cut from", "cut from another")
+    )
+    assert one.preparation is not None
+    assert other.preparation is not None
+    assert one.preparation.importance_artifact == other.preparation.importance_artifact
+    assert one.preparation.origin_digest != other.preparation.origin_digest
+    assert one.preparation.learning_rates_artifact != other.preparation.learning_rates_artifact
+    assert found(one) != found(other)
 
 
 def test_a_trial_is_a_candidate_s_run_cut_short(home: Home, tuned: SearchRecord) -> None:

@@ -29,7 +29,7 @@ from workers.compress.workbench import build_student
 from workers.export import WEIGHTS, build_checkpoint
 from workers.finish import Run
 
-FROM_SMALLER = replace(REQUEST, start_from=TeacherRequest(model="smaller"), budgets=(BudgetRequest(ratio=0.8),))
+FROM_SMALLER = replace(REQUEST, start_from=TeacherRequest(model="smaller"), budgets=(BudgetRequest(ratio=0.4),))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,12 @@ def candidate(home: Home, search: SearchRecord) -> CandidateRecord:
     return home.distilled(search)
 
 
-def test_budgets_and_axes_are_those_of_the_smaller_model(search: SearchRecord, smaller: CandidateRecord) -> None:
+def test_axes_are_those_of_the_smaller_model_and_ratios_of_the_teacher(
+    search: SearchRecord, smaller: CandidateRecord
+) -> None:
     assert search.origin is not None
     assert search.origin.architecture == smaller.architecture
-    assert search.budgets[0].params == int(0.8 * smaller.parameters)
+    assert search.budgets[0].params == int(0.4 * search.teacher.parameters) < smaller.parameters
     for point in feasible_sets(search)[0].points:
         assert all(point.axes[axis] <= size for axis, size in smaller.architecture.axes.items())
 

@@ -59,7 +59,7 @@ def new_search(*, name: str = "", tags: tuple[str, ...] = (), seed: int = 0) -> 
         tolerance=0.1,
         basis="non_embedding",
         max_kv_cache_bytes_per_token=10**6,
-        max_flops_per_token=10**30,  # more than any column of a database holds
+        max_flops_per_token=2**63 - 1,  # as much as any column of a database holds
         max_checkpoint_bytes=10**9,
     )
     asked = (BudgetRequest(ratio=0.5), limited)

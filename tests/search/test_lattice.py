@@ -82,7 +82,7 @@ def test_flops_that_do_not_fit_64_bits_are_refused() -> None:
 
 def test_a_ceiling_beyond_64_bits_is_none() -> None:
     teacher = llama()
-    request = BudgetRequest(ratio=0.5, max_checkpoint_bytes=10**30)
+    request = BudgetRequest(ratio=0.5, max_checkpoint_bytes=2**63 - 1)
     budget = Budget.from_request(request, teacher_parameters=parameters(teacher))
     without = Budget.from_request(BudgetRequest(ratio=0.5), teacher_parameters=parameters(teacher))
     found, expected = (default_space(teacher).within(each) for each in (budget, without))

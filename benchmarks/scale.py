@@ -48,6 +48,7 @@ from search.data import DataRequest
 from search.errors import Interrupted
 from search.families import family_of
 from search.loop import run_search
+from search.losses import Loss
 from search.ports import (
     RUN_ENDS,
     ArtifactStore,
@@ -220,7 +221,7 @@ class SimulatedEvaluator(Evaluator):
                 return
             if tokens == doomed_at and fate < conditions.failing + conditions.losing:
                 self._losses[run_id] += 1
-                yield seconds * draw.random(), RunFailed(run_id, "killed", lost=True)
+                yield seconds * draw.random(), RunFailed(run_id, "killed", Loss.ACCIDENT)
                 return
             kept = self._keep(task, tokens) if 0 < tokens < total else None
             yield seconds, RunMeasured(run_id, _measured(task.architecture, tokens, total), kept)

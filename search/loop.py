@@ -26,7 +26,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -34,6 +34,7 @@ from search.boards import board_of
 from search.budget import neighbours
 from search.counting import parameters
 from search.errors import EspalierError, Interrupted, InvalidInput, NotFound
+from search.losses import MAX_LOSSES, Ledger, Loss
 from search.objectives import Objectives
 from search.ports import (
     ArtifactStore,
@@ -53,9 +54,6 @@ from search.promotion import next_rung, promotable
 from search.records import CandidateRecord, EventRecord, JobState, Lease, Proposal, RunRecord, RunState, SearchRecord
 from search.repeating import next_repeats
 from search.spending import trained_again
-
-#: A run whose worker died this many times under one driver is given up: it may be what kills them.
-MAX_LOSSES = 3
 
 #: How long a poll waits for news, and so how soon a cancellation is noticed.
 POLL_S = 0.5
@@ -129,9 +127,11 @@ class _Loop:
         self.waiting: deque[RunRecord] = deque()
         #: Runs that the evaluator has, and the tokens at which they pause; None: at none.
         self.running: dict[str, int | None] = {}
+        #: Runs whose worker died, and when each may be tried again.
+        self.resting: dict[str, datetime] = {}
         #: Candidates that changed since the strategies last looked, by number.
         self.untold: dict[int, CandidateRecord] = {}
-        self.losses: Counter[str] = Counter()
+        self.losses = Ledger()
         #: Tokens that runs are trained on once more, as nothing was kept of them.
         self.again = 0
         self.slots = 0
@@ -217,11 +217,24 @@ class _Loop:
     def _evaluate(self) -> None:
         while True:
             self._check()
+            self._wake()
             self._fill_slots()
-            if not self.running:
+            if not self._on_their_way:
                 return
             for event in self.evaluator.poll(POLL_S):
                 self._write_down(event)
+
+    @property
+    def _on_their_way(self) -> Sequence[str]:
+        """Runs whose end is to be awaited before a generation is complete, or the search."""
+        return (*self.running, *self.resting)
+
+    def _wake(self) -> None:
+        """Runs that have rested come first."""
+        now = self.clock.now() if self.resting else None
+        for run_id in [run_id for run_id, due in self.resting.items() if now and due <= now]:
+            del self.resting[run_id]
+            self.waiting.extendleft(run for run in self._owner(run_id).runs if run.run_id == run_id)
 
     def _stop_paused(self) -> None:
         """Nobody else will be promoted. What the others were kept in goes while the search is still ours."""
@@ -271,14 +284,14 @@ class _Loop:
 
     def _open_generation(self) -> None:
         """Store what goes on or begins next: a generation, or one candidate; nothing where there is nothing left."""
-        if self.deterministic and self.running:
+        if self.deterministic and self._on_their_way:
             return  # the generation is still on its way
         self._tell()
         count = self.search.request.limits.max_parallel if self.deterministic else 1
         tokens = 0 if self._is_late() else self._tokens_left()
         promoted = self._promote(count, tokens)
         proposals = self._ask(count - len(promoted), tokens - sum(self._tokens_of(each) for each in promoted))
-        if not promoted and not proposals and not self.running:
+        if not promoted and not proposals and not self._on_their_way:
             promoted, proposals = self._see_through(tokens)
         if promoted or proposals:
             going_on = [candidate.run_id for candidate in promoted]
@@ -292,7 +305,7 @@ class _Loop:
         """Nobody else will begin or go on: store up to `count` further runs of the best, for up to so many tokens."""
         request = self.search.request
         wanted = request.strategy.repeats
-        if wanted is None or any(self._owner(run_id).run_id == run_id for run_id in self.running):
+        if wanted is None or any(self._owner(run_id).run_id == run_id for run_id in self._on_their_way):
             return  # who is best is not known before all first runs have ended
         count = int(min(count, tokens // request.distillation.tokens))
         known = list(self.candidates.values())
@@ -470,26 +483,31 @@ class _Loop:
             self._fail(RunFailed(event.run_id, reason))
         elif self._register(event.result.artifacts):
             reason = "what it came to was deleted with another search that had stored the same"
-            self._fail(RunFailed(event.run_id, reason, lost=True))
+            self._fail(RunFailed(event.run_id, reason, Loss.ACCIDENT))
         else:
             self.store.finish_run(self.lease, event.run_id, event.result)
             self._end(event.run_id)
 
     def _fail(self, event: RunFailed) -> None:
-        self.losses[event.run_id] += event.lost
-        again = event.lost and self.losses[event.run_id] < MAX_LOSSES
-        given_up = event.lost and not again
-        reason = f"lost its worker {MAX_LOSSES} times; last: {event.reason}" if given_up else event.reason
-        self.store.fail_run(self.lease, event.run_id, reason, again=again)
+        if event.loss is None:
+            self.store.fail_run(self.lease, event.run_id, event.reason)
+        else:
+            verdict = self.losses.note(event.run_id, event.loss, place=self._place(event.run_id), reason=event.reason)
+            what: dict[str, Any] = {"again": verdict.again, "loss": event.loss, "rest_s": verdict.rest_s}
+            self.store.fail_run(self.lease, event.run_id, verdict.reason, **what)
+            if verdict.again:
+                self.resting[event.run_id] = self.clock.now() + timedelta(seconds=verdict.rest_s)
         self._end(event.run_id)
+
+    def _place(self, run_id: str) -> int:
+        """Tokens of a run's last measurement; -1 before the first."""
+        runs = self.store.get_candidate(self.owners[run_id]).runs
+        return max((each.tokens for run in runs if run.run_id == run_id for each in run.measurements), default=-1)
 
     def _end(self, run_id: str) -> None:
         """The evaluator has this run no longer; what became of it, the store knows."""
         del self.running[run_id]
-        candidate = self.store.get_candidate(self.owners[run_id])
-        self._note(candidate)
-        again = (run for run in candidate.runs if run.run_id == run_id and run.state is RunState.PENDING)
-        self.waiting.extendleft(again)
+        self._note(self.store.get_candidate(self.owners[run_id]))
         self.reclaim()
 
     def reclaim(self) -> None:

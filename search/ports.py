@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from search.architecture import Architecture
 from search.errors import NotFound
+from search.losses import Loss
 from search.records import (
     AnySearch,
     CandidateRecord,
@@ -152,11 +153,12 @@ class RunPaused:
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """The run ended without a result. `lost`: its worker died, which says nothing about the candidate."""
+    """The run ended without a result. `loss`: its worker died, and why; whether that says something about the candidate
+    is decided by `search.losses`."""
 
     run_id: str
     reason: str
-    lost: bool = False
+    loss: Loss | None = None
 
 
 EvaluationEvent = RunStarted | RunMeasured | RunPaused | RunFinished | RunFailed
@@ -191,7 +193,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
-        """Events since the last call; waits up to `timeout_s` for the first."""
+        """Events since the last call; waits up to `timeout_s` for the first, also where nothing runs."""
 
     @abstractmethod
     def cancel_all(self) -> None:
@@ -410,8 +412,11 @@ class Store(ABC):
         """Extend the lease; the job's state, RUNNING or CANCELLING. Raises LeaseLost."""
 
     @abstractmethod
-    def release(self, lease: Lease) -> None:
-        """Give the job back: RUNNING becomes QUEUED, its RUNNING runs PENDING; CANCELLING stays, lease expired."""
+    def release(self, lease: Lease, *, reason: str | None = None) -> None:
+        """Give the job back: RUNNING becomes QUEUED, its RUNNING runs PENDING; CANCELLING stays, lease expired.
+
+        The event says the `reason`, where there is another than that the driver was stopped.
+        """
 
     @abstractmethod
     def register(self, lease: Lease, artifacts: Mapping[str, Sequence[str]]) -> None:
@@ -486,8 +491,26 @@ class Store(ABC):
         """PAUSED runs become STOPPED: they will not go on."""
 
     @abstractmethod
-    def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
-        """RUNNING becomes FAILED with the reason, or PENDING where it shall be tried `again`."""
+    def fail_run(
+        self,
+        lease: Lease,
+        run_id: str,
+        reason: str,
+        *,
+        again: bool = False,
+        loss: Loss | None = None,
+        rest_s: float = 0.0,
+    ) -> None:
+        """RUNNING becomes FAILED with the reason, or PENDING where it shall be tried `again`.
+
+        Args:
+            lease: the right to write.
+            run_id: the run.
+            reason: why, in words.
+            again: whether it is tried again.
+            loss: why its worker died, if that is what happened.
+            rest_s: seconds until it is tried again; for the event alone.
+        """
 
     @abstractmethod
     def finish_search(self, lease: Lease, state: JobState, *, error: str | None = None) -> None:

@@ -15,6 +15,7 @@ from search.distillation import DistillationRequest, HiddenState
 from search.errors import CandidateFailed, IllegalTransition
 from search.families import FAMILIES
 from search.learning_rate import RateSweep, rate_of, with_rate
+from search.losses import Losses
 from search.request import SearchRequest
 from search.text_report import TextReport
 
@@ -287,6 +288,8 @@ class SearchRecord:
     continues: Continuation | None = None
     #: Why this version would not accept what is stored of it, though it can read it: it can no longer run; else None.
     unreadable: str | None = None
+    #: Workers that died under its candidates, so far.
+    losses: Losses = field(default_factory=Losses)
 
     @property
     def source(self) -> TeacherRecord:
@@ -415,6 +418,10 @@ class RunRecord:
     state: RunState
     #: Times a worker started on it.
     attempts: int
+    #: Of these how often that worker died.
+    lost_workers: int = 0
+    #: Whether it failed as its workers crashed or ran out of memory at the same place each time (`search.losses`).
+    given_up: bool = False
     worker: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -517,6 +524,8 @@ class DriverRecord:
     #: Ray's resources, e.g. ``{"CPU": 4.0, "GPU": 1.0}``; empty before Ray has started.
     resources: Mapping[str, float]
     environment: Mapping[str, str]
+    #: Why it takes no jobs now: what is wrong with its Ray; None where nothing is.
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,7 +124,9 @@ def _drivers(settings: ServiceSettings) -> Iterator[Finding]:
     age_s = (now - last.seen_at).total_seconds()
     resources = ", ".join(f"{amount:g} {name}" for name, amount in last.resources.items()) or "no resources yet"
     seen = f"{last.host} process {last.pid}, seen {age_s:,.0f} s ago, {resources}"
-    if age_s <= settings.driver_timeout_s:
+    if age_s <= settings.driver_timeout_s and last.waits_for:
+        yield _note("driver", f"{seen}; it waits: {last.waits_for}", "It takes searches as soon as its Ray is there.")
+    elif age_s <= settings.driver_timeout_s:
         yield _ok("driver", seen)
     else:
         yield _note("driver", seen, "No driver runs now: `espalier serve` and `espalier driver` start one.")

@@ -30,6 +30,8 @@ class DriverStatus:
 
     seen_at: datetime
     resources: Mapping[str, float]
+    waits_for: str | None
+    """Why it takes no jobs now; null where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,17 @@ def check(settings: ServiceSettings, store: SqlStore) -> Readiness:
     oldest = now - timedelta(seconds=settings.driver_timeout_s)
     living = [driver for driver in drivers if driver.seen_at >= oldest]
     reasons = (*_reasons(living, settings.driver_timeout_s), *shortages(settings))
-    statuses = tuple(DriverStatus(seen_at=driver.seen_at, resources=driver.resources) for driver in living)
+    statuses = tuple(
+        DriverStatus(seen_at=driver.seen_at, resources=driver.resources, waits_for=driver.waits_for)
+        for driver in living
+    )
     return Readiness(ready=not reasons, reasons=reasons, drivers=statuses)
 
 
 def _reasons(living: Sequence[DriverRecord], timeout_s: float) -> tuple[str, ...]:
     if not living:
         return (f"no driver has been seen for {timeout_s:g} s: start one (espalier driver, or espalier serve)",)
-    if not any(driver.resources for driver in living):
-        return ("no driver has joined a Ray cluster yet",)
-    return ()
+    if any(driver.resources and driver.waits_for is None for driver in living):
+        return ()
+    waiting = dict.fromkeys(f"a driver waits: {driver.waits_for}" for driver in living if driver.waits_for)
+    return tuple(waiting) or ("no driver has joined a Ray cluster yet",)

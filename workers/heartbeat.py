@@ -53,6 +53,11 @@ class Heartbeat:
         self._ended.set()
         self._thread.join()
 
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """Those that are being renewed."""
+        return tuple(kept.lease for kept in self._kept)
+
     @contextmanager
     def keep(self, lease: Lease) -> Iterator[Kept]:
         """Renew `lease` within the block."""

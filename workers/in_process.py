@@ -5,6 +5,7 @@ For tests, notebooks, and a GPU box that has torch alone.
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
@@ -76,6 +77,7 @@ class InProcessEvaluator(Evaluator):
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
         """See `Evaluator.poll`. One event, computed now; none where nothing was submitted."""
         if self._task is None:
+            time.sleep(timeout_s)
             return ()
         try:
             event = next(self._events)

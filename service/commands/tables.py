@@ -132,6 +132,7 @@ def show_search(search: Json, out: Console) -> None:
                 ("distillation", f"{search['request']['distillation']['tokens']:,} tokens a candidate"),
                 ("candidates", f"at most {progress['planned']}" + (f": {counts}" if counts else "")),
                 *([("repeats", f"{progress['repeats']} runs with other seeds")] if progress["repeats"] else []),
+                *([("lost workers", _losses(search))] if _losses(search) else []),
                 ("created", search["created_at"]),
                 ("started", search["started_at"]),
                 ("finished", search["finished_at"]),
@@ -152,6 +153,20 @@ def _text_notes(preparation: Json | None) -> Sequence[str]:
     """What a user may not expect of how the text was read."""
     report = preparation.get("text") if preparation else None
     return from_json(TextReport, report).notes if report else ()
+
+
+def _losses(of: Json) -> str:
+    """What deaths of workers did to a search; empty where none died."""
+    losses = of.get("losses") or {"workers": 0}  # an older server says nothing
+    if not losses["workers"]:
+        return ""
+    lost = f"{losses['workers']} died under {losses['runs']} runs, which went on from their last rungs"
+    if not losses["given_up"]:
+        return f"{lost}: results are as without"
+    return (
+        f"{lost}; {losses['given_up']} of them were given up, as their workers died at the same place each time: "
+        "elsewhere they might have completed, and the search gone on otherwise"
+    )
 
 
 def _teacher_loss(preparation: Json) -> str:
@@ -227,6 +242,8 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
             f"Trained at learning rates of {', '.join(f'{rate:g}' for rate in rates)}, in this order. Candidates of "
             "one rate are compared, with ranks of their own. --budget shows one budget's."
         )
+    if _losses(board):
+        out.print(f"Workers: {_losses(board)}.")
     _show_certainty(board, out)
     _show_metrics(board, out)
     if board["total"] > len(rows):

@@ -167,6 +167,7 @@ def get_leaderboard(
         teacher_metrics={name: value for name, value in teacher_metrics.items() if "/" in name},
         objectives=objectives.names,
         hypervolume=objectives.hypervolume(parts[0], search) if len(parts) == 1 else None,
+        losses=search.losses,
         total=len(rows),
         items=tuple(page),
         next_cursor=encode_cursor(query, position(page[-1], sort, order)) if more else None,

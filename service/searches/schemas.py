@@ -9,6 +9,7 @@ from pydantic import AfterValidator, StringConstraints, WithJsonSchema
 from search.architecture import AXES
 from search.budget import Budget
 from search.counting import costs
+from search.losses import Losses
 from search.ranking import RankedCandidate
 from search.records import AnySearch, JobState, RunState, SearchRecord
 
@@ -143,6 +144,11 @@ class LeaderboardRow:
     metrics: dict[str, float]
     """What `evaluation` asked for, as last measured: `task/{name}_accuracy`, `task/{name}_stderr` and so on of tasks,
     `harness/{task}_{metric}` of those of lm-evaluation-harness, `latency/prefill_tokens_per_s` and so on of latency."""
+    lost_workers: int
+    """Workers that died while they had its first run, which then went on from its last rung: results are the same."""
+    given_up: bool
+    """Whether it failed as its workers crashed or ran out of memory at the same place each time: with more memory, say,
+    it might have completed."""
     pareto: bool
     """Whether it has completed and no other of this board is as good in every objective of the search and better in
     one; where the loss is the only objective, in loss and parameters. Losses are `loss_mean`."""
@@ -182,6 +188,8 @@ class LeaderboardRow:
             perplexity=perplexity,
             perplexity_stderr=None if perplexity is None or stderr is None else perplexity * stderr,
             metrics={name: value for name, value in candidate.last_metrics.items() if "/" in name},
+            lost_workers=candidate.lost_workers,
+            given_up=candidate.given_up,
             pareto=pareto,
         )
 
@@ -214,6 +222,9 @@ class Leaderboard:
     ln(vocabulary), the teacher's costs, accuracies and speeds of 0 and a loss and costs of 0, accuracies of 1, the
     teacher's speeds. Comparable within a search and between searches with one teacher, text and objectives. Null with a
     single objective, and where candidates of this board were trained at different rates."""
+    losses: Losses
+    """What deaths of workers did to the search. Where `given_up` is not 0 the search may have gone on otherwise than it
+    would elsewhere, deterministic or not."""
     total: int
     """Rows on all pages."""
     items: tuple[LeaderboardRow, ...]

@@ -127,7 +127,7 @@ def test_as_large_a_share_of_attempts_goes_wrong_as_was_asked(
     ends = [list(evaluator.fate(replace(task, seed=seed))) for seed in range(500)]
     wrong = [event for _, event in chain.from_iterable(ends) if isinstance(event, RunFailed)]
     assert 5 <= len(wrong) <= 40  # of a binomial with a mean of 25, but for one in a thousand draws; seeds are fixed
-    assert {event.lost for event in wrong} == {lost}
+    assert {event.loss for event in wrong} == {loss}
 
 
 def test_losses_fall_with_the_tokens(search: SearchRecord) -> None:

@@ -93,7 +93,7 @@ class EvaluatorContract(ABC):
         assert_a_whole_run(events, end=RunFailed)
         assert isinstance(events[-1], RunFailed)
         assert events[-1].reason
-        assert not events[-1].lost
+        assert events[-1].loss is None
         evaluator.submit(healthy)
         assert_a_whole_run(events_until_ended(evaluator, healthy.run_id), end=RunFinished)
 
@@ -184,7 +184,7 @@ class PipelineEvaluatorContract(EvaluatorContract):
         events = events_until_ended(evaluator, task.run_id)
         assert isinstance(events[-1], RunFailed)
         assert events[-1].reason.startswith("IllegalArchitecture: expected ")
-        assert not events[-1].lost
+        assert events[-1].loss is None
         evaluator.submit(healthy)
         assert_a_whole_run(events_until_ended(evaluator, healthy.run_id), end=RunFinished)
 

@@ -20,6 +20,7 @@ from search.counting import non_embedding_parameters, parameters
 from search.data import DataRequest
 from search.distillation import HiddenState
 from search.errors import IdempotencyMismatch, IllegalTransition, LeaseLost, NotFound, NotReady
+from search.losses import Loss, Losses
 from search.ports import Store
 from search.records import (
     CandidateRecord,
@@ -1190,6 +1191,37 @@ class Evaluating:
         assert failed.measurements == (loss(9.0),)
         last = store.events(lease.subject_id)[-1]
         assert (last.kind, last.data["reason"]) == ("candidate.failed", "the loss is not finite")
+
+    def test_workers_that_died_are_counted_with_the_run_and_with_the_search(self, store: Store) -> None:
+        lease = running_search(store)
+        assert store.get_search(lease.subject_id).losses == Losses()
+        unlucky, fatal, diverged = (started(store, lease, number) for number in range(3))
+        for loss in (Loss.ACCIDENT, Loss.MEMORY):
+            store.fail_run(lease, unlucky.run_id, "the worker was killed", again=True, loss=loss, rest_s=2.0)
+            store.start_run(lease, unlucky.run_id, worker="another")
+        store.finish_run(lease, unlucky.run_id, result(unlucky))
+        store.fail_run(lease, fatal.run_id, "it crashed thrice", loss=Loss.CRASH)
+        store.fail_run(lease, diverged.run_id, "the loss is not finite")
+        found = [store.get_candidate(candidate.id) for candidate in (unlucky, fatal, diverged)]
+        assert [(each.attempts, each.lost_workers, each.given_up) for each in found] == [
+            (3, 2, False),
+            (1, 1, True),
+            (1, 0, False),
+        ]
+        assert store.get_search(lease.subject_id).losses == Losses(workers=3, runs=2, given_up=1)
+        assert store.list_searches()[0].losses == Losses(workers=3, runs=2, given_up=1)
+        said = [event.data for event in store.events(lease.subject_id) if event.kind == "candidate.requeued"]
+        assert [(data["loss"], data["rest_s"]) for data in said] == [("accident", 2.0), ("memory", 2.0)]
+
+    def test_a_search_that_is_given_back_says_why(self, store: Store) -> None:
+        lease = running_search(store)
+        candidate = started(store, lease)
+        store.release(lease, reason="the cluster is gone")
+        assert store.get_search(lease.subject_id).state is JobState.QUEUED
+        assert store.get_candidate(candidate.id).state is RunState.PENDING
+        requeued, released = store.events(lease.subject_id)[-2:]
+        assert (requeued.kind, requeued.data["reason"]) == ("candidate.requeued", "the cluster is gone")
+        assert (released.kind, released.data["reason"]) == ("search.released", "the cluster is gone")
 
     def test_a_reason_that_is_no_plain_text_is_kept_legibly(self, store: Store) -> None:
         """File names and native libraries bring such text: NUL, which PostgreSQL cannot store, and lone surrogates."""

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,7 +20,8 @@ from search.architecture import Architecture
 from search.artifacts import FsspecArtifactStore
 from search.counting import kv_cache_bytes_per_token
 from search.errors import EspalierError, InsufficientText, Interrupted, LeaseLost, NotFound
-from search.loop import MAX_LOSSES, run_search
+from search.loop import run_search
+from search.losses import MAX_LOSSES, Losses
 from search.ports import EvaluationEvent, Observation, RunFinished, Store, Strategy
 from search.ranking import rank
 from search.records import CandidateRecord, JobState, NewSearch, Preparation, RunState, SearchRecord
@@ -34,6 +36,9 @@ from tests.support.evaluators import (
     FAIL,
     IMPORTANCE,
     LOSE,
+    LOSE_BY_ACCIDENT,
+    LOSE_EARLY,
+    LOSE_MEMORY,
     MISCOUNT,
     RUNGS,
     SELECTION,
@@ -125,8 +130,11 @@ class House:
         named = {hashlib.sha256(content).hexdigest()[2:] for content in others}
         return sum(path.is_file() and path.name not in named for path in self.folder.rglob("*"))
 
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
     def outlive_lease(self) -> None:
-        self.clock.advance(TTL_S + 1)
+        self.advance(TTL_S + 1)
 
 
 @pytest.fixture
@@ -600,7 +608,7 @@ def test_a_search_without_any_completed_candidate_fails_with_the_first_reason(ho
 
 def test_a_candidate_whose_worker_died_runs_again_and_counts_once(house: Callable[..., House]) -> None:
     home = house(kind="exhaustive")
-    evaluator = ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,) * (MAX_LOSSES - 1)})
+    evaluator = patient(home, script={digests_of(home)[0]: (LOSE,) * (MAX_LOSSES - 1)})
     home.drive(evaluator)
     unlucky = home.candidates[0]
     assert unlucky.state is RunState.COMPLETED
@@ -631,12 +639,62 @@ def test_what_runs_are_kept_in_is_removed_as_soon_as_nothing_goes_on_with_it(hou
     assert home.num_artifacts == 0
 
 
-def test_a_candidate_that_keeps_killing_its_worker_is_given_up(house: Callable[..., House]) -> None:
+def patient(home: House, **script: Any) -> ScriptedEvaluator:
+    """An evaluator that lets a minute pass at every poll, so that whoever rests is soon awake."""
+    return ScriptedEvaluator(**script, before_poll=partial(home.advance, 60))
+
+
+@pytest.mark.parametrize(("loss", "named"), [(LOSE, "crash"), (LOSE_MEMORY, "memory")])
+def test_a_candidate_that_keeps_killing_its_worker_is_given_up(
+    house: Callable[..., House], loss: str, named: str
+) -> None:
     home = house(kind="exhaustive")
-    home.drive(ScriptedEvaluator(script={digests_of(home)[0]: (LOSE,) * MAX_LOSSES}))
+    home.drive(patient(home, script={digests_of(home)[0]: (loss,) * MAX_LOSSES}))
     assert home.search.state is JobState.COMPLETED
-    assert home.candidates[0].state is RunState.FAILED
-    assert home.candidates[0].error == f"lost its worker {MAX_LOSSES} times; last: killed"
+    given_up, *others = home.candidates
+    assert given_up.state is RunState.FAILED
+    assert given_up.error == f"lost its worker {MAX_LOSSES} times in a row after 50 tokens; last ({named}): killed"
+    assert (given_up.given_up, given_up.lost_workers) == (True, MAX_LOSSES)
+    assert not any(other.given_up or other.lost_workers for other in others)
+    assert home.search.losses == Losses(workers=MAX_LOSSES, runs=1, given_up=1)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_accidents_change_nothing_however_many(house: Callable[..., House], deterministic: bool) -> None:
+    wishes = {"kind": "tpe", "max_candidates": 6, "deterministic": deterministic}
+    undisturbed, home = house(**wishes), house(**wishes)
+    undisturbed.drive(ScriptedEvaluator(slots=1))
+    first, second, *_ = (row[2] for row in undisturbed.rows)
+    accidents = {first: (LOSE_BY_ACCIDENT,) * 4 * MAX_LOSSES, second: (LOSE, LOSE_BY_ACCIDENT, LOSE, LOSE_BY_ACCIDENT)}
+    home.drive(patient(home, slots=1, script=accidents))
+    assert sorted(home.rows) == sorted(undisturbed.rows) if deterministic else len(home.rows) == 6
+    assert all(candidate.state is RunState.COMPLETED for candidate in home.candidates)
+    assert home.search.losses == Losses(workers=4 * MAX_LOSSES + 4, runs=2, given_up=0)
+
+
+def test_deaths_at_different_places_give_nobody_up(house: Callable[..., House]) -> None:
+    """Two before the first measurement, then two at a rung: no three in a row at the same place."""
+    home = house(kind="exhaustive")
+    home.drive(patient(home, script={digests_of(home)[0]: (LOSE_EARLY, LOSE_EARLY, LOSE, LOSE)}))
+    assert home.candidates[0].state is RunState.COMPLETED
+    assert home.candidates[0].lost_workers == 4
+
+
+def test_a_run_rests_the_longer_the_more_workers_it_lost_and_others_go_on(house: Callable[..., House]) -> None:
+    home = house(kind="exhaustive")
+    evaluator = ScriptedEvaluator(script={digests_of(home)[0]: (LOSE_BY_ACCIDENT,) * 12})
+    evaluator.before_poll = partial(home.advance, 0.5)
+    home.drive(evaluator)
+    events = [event for event in home.store.events(home.id, limit=10_000) if event.kind == "candidate.requeued"]
+    assert [event.data["rest_s"] for event in events] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert {event.data["loss"] for event in events} == {"accident"}
+    begun = [event for event in home.store.events(home.id, limit=10_000) if event.kind == "candidate.running"]
+    again = [event.at for event in begun if event.data["number"] == 0][1:]
+    for event, then in zip(events, again, strict=True):
+        assert (then - event.at).total_seconds() >= event.data["rest_s"]
+    others = [task.run_id for task in evaluator.submitted if task.run_id != home.candidates[0].run_id]
+    assert len(others) == len(set(others)) == len(home.candidates) - 1
+    assert evaluator.submitted[-1].run_id == home.candidates[0].run_id, "the others did not wait for it"
 
 
 # --- how a search ends early ----------------------------------------------------------------------------------------

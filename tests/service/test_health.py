@@ -76,6 +76,16 @@ def test_a_driver_without_a_cluster_does_not_suffice(client: TestClient, hand: D
     assert response.json()["reasons"] == ["no driver has joined a Ray cluster yet"]
 
 
+def test_a_driver_whose_cluster_is_gone_says_what_it_waits_for(client: TestClient, hand: DriverHand) -> None:
+    hand.store.report_driver(replace(DRIVER, waits_for="the cluster does not answer"))
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json()["reasons"] == ["a driver waits: the cluster does not answer"]
+    assert response.json()["drivers"][0]["waits_for"] == "the cluster does not answer"
+    hand.store.report_driver(replace(DRIVER, id="another"))
+    assert client.get("/readyz").status_code == 200, "one that works suffices"
+
+
 def test_it_is_not_ready_on_a_database_without_tables(settings: ServiceSettings, hand: DriverHand) -> None:
     empty = settings.model_copy(update={"database_url": settings.database_url + "-new"})
     readiness = check(empty, hand.store)

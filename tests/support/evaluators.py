@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from search.architecture import Architecture
 from search.errors import Interrupted
 from search.learning_rate import RateSweep, RateTrial
+from search.losses import Loss
 from search.ports import (
     RUN_ENDS,
     ArtifactStore,
@@ -24,7 +25,10 @@ from search.records import Measurement, PartialRun, Preparation, RunResult, Sear
 from tests.support.files import FINGERPRINT
 
 #: What a candidate's evaluation may come to, besides being completed.
-FAIL, LOSE, MISCOUNT = "fail", "lose", "miscount"
+FAIL, MISCOUNT = "fail", "miscount"
+#: Its worker dies, of what it does itself or of what it does not; the first early in the run, the others at its end.
+LOSE_EARLY, LOSE, LOSE_MEMORY, LOSE_BY_ACCIDENT = "lose early", "lose", "lose memory", "lose by accident"
+LOST = {LOSE_EARLY: Loss.CRASH, LOSE: Loss.CRASH, LOSE_MEMORY: Loss.MEMORY, LOSE_BY_ACCIDENT: Loss.ACCIDENT}
 
 #: What a preparation and a result name, the same for all.
 TOKENS, IMPORTANCE, SELECTION, CHECKPOINT = b"tokens", b"importance", b"selection", b"checkpoint"
@@ -115,6 +119,8 @@ def _run(
     if task.partial is not None:
         assert artifacts is not None
         artifacts.open(task.partial.artifact).close()  # it is there
+    if outcome == LOSE_EARLY:
+        yield RunFailed(run_id, "killed", LOST[outcome])
     for tokens in RUNGS[:-1]:
         if task.partial is None or tokens > task.partial.tokens:
             partial = _keep(artifacts, run_id, tokens) if artifacts and keeps and tokens else None
@@ -123,8 +129,8 @@ def _run(
                 yield RunPaused(run_id)
     if outcome == FAIL:
         yield RunFailed(run_id, "the loss is not finite")
-    elif outcome == LOSE:
-        yield RunFailed(run_id, "killed", lost=True)
+    elif outcome in LOST:
+        yield RunFailed(run_id, "killed", LOST[outcome])
     else:
         yield RunMeasured(run_id, _measured(RUNGS[-1], final))
         yield RunFinished(run_id, make_result(task.parameters + (outcome == MISCOUNT), artifacts))

@@ -11,6 +11,7 @@ import torch
 from search.ports import EvaluationEvent, EvaluationTask
 from search.records import CandidateRecord, Preparation, SearchRecord
 from workers.archive import build_archive
+from workers.cluster import autopsy
 from workers.compress.preparation import prepare
 from workers.compress.workbench import Workbench
 from workers.evaluation import Sources, run_events
@@ -47,6 +48,10 @@ class CandidateWorker:
             search, **roots, artifacts=sources.artifacts, allow_hub=sources.allow_hub, device=_device()
         )
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def whereabouts(self) -> autopsy.Whereabouts:
+        """For when it is dead."""
+        return autopsy.whereabouts()
 
     def evaluate(self, task: EvaluationTask) -> Iterator[EvaluationEvent]:
         """The events of one run, streamed as they happen."""

@@ -1,22 +1,21 @@
-"""`RayEvaluator`: candidates on Ray actors, one actor for each slot of the cluster; and the connection to Ray."""
+"""`RayEvaluator`: candidates on Ray actors, one actor for each slot of the cluster."""
 
 import math
-import os
-import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import structlog
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-import search as search_package
 from search.errors import EspalierError, Interrupted
 from search.ports import RUN_ENDS, EvaluationEvent, EvaluationTask, Evaluator, RunFailed, RunStarted
 from search.records import CandidateRecord, Preparation, SearchRecord
 from workers.cluster.actors import CandidateWorker, archive_candidate, prepare_search
+from workers.cluster.autopsy import cause_of
+from workers.cluster.connection import resources
 from workers.evaluation import Sources, in_words
 from workers.settings import WorkerSettings
 
@@ -24,56 +23,6 @@ log = structlog.get_logger(__name__)
 
 #: Between two looks at whether the process should stop.
 POLL_S = 0.2
-
-#: Of a Ray started here. Only events of a few kilobytes go through it: weights are files.
-OBJECT_STORE_BYTES = 256 * 1024**2
-
-
-def connect(settings: WorkerSettings) -> Mapping[str, float]:
-    """Join the configured Ray cluster, or start one on this machine; its resources.
-
-    A local Ray ends with this process, however that ends: the kernel kills Ray's servers with the *thread* that
-    started them, so call this on the main one, and they take the workers along (two idle agents follow within a
-    minute). Ray replaces the SIGTERM handler: install yours afterwards.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"namespace": "espalier", "log_to_driver": True, "logging_level": "error"}
-    if settings.ray_address:
-        ray.init(address=settings.ray_address, **options)
-    else:
-        _only_for_us()
-        ray.init(
-            address="local",  # never one that happens to run here or that RAY_ADDRESS names
-            num_cpus=settings.ray_num_cpus,
-            num_gpus=settings.ray_num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **options,
-        )
-    return resources()
-
-
-def _only_for_us() -> None:
-    """Give a local Ray a token of its own, and its workers the path to these packages.
-
-    Not RAY_AUTH_MODE: Ray has read that on import, turns tokens on by default, and two opinions are an error.
-    """
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    here = str(Path(search_package.__file__).parent.parent)
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if here not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (here, *paths) if path)
-
-
-def disconnect() -> None:
-    """Leave the cluster; a local one ends."""
-    ray.shutdown()
-
-
-def resources() -> Mapping[str, float]:
-    """What the cluster has in all, e.g. ``{"CPU": 4.0, "GPU": 1.0}``."""
-    totals: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it unannotated
-    return {name: total for name, total in totals.items() if name in ("CPU", "GPU", "memory")}
 
 
 def build_archive_remotely(
@@ -94,7 +43,11 @@ def build_archive_remotely(
 
 
 def _wait(task: "ray.ObjectRef[Any]", *, should_stop: Callable[[], bool]) -> Any:
-    """A task's result, or the exception that it raised."""
+    """A task's result, or the exception that it raised.
+
+    Raises:
+        Interrupted: `should_stop` came true, or the cluster lost the task, which says nothing about it.
+    """
     done: Sequence[Any] = ()
     while not done:
         if should_stop():
@@ -105,6 +58,15 @@ def _wait(task: "ray.ObjectRef[Any]", *, should_stop: Callable[[], bool]) -> Any
         return ray.get(task)
     except RayTaskError as error:
         raise error.cause from error
+    except (WorkerCrashedError, OutOfMemoryError):
+        raise  # again and again: Ray has tried it anew by itself
+    except RayError as error:
+        raise Interrupted(f"the cluster lost what it was working on: {in_words(error)}") from error
+
+
+def lack_of_room(settings: WorkerSettings) -> str | None:
+    """Why no machine of the cluster can hold a worker, in words that name none; None where one can."""
+    return _Share.from_settings(settings).lack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +86,19 @@ class _Share:
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
     def slots(self) -> int:
-        """How many such workers the cluster's nodes hold together.
+        """How many such workers the cluster's nodes hold together."""
+        return sum(self._slots_of(node) for node in _living())
 
-        Raises:
-            EspalierError: none; Ray would wait for ever.
-        """
-        # Ray leaves it unannotated
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        slots = sum(self._slots_of(node) for node in nodes)
-        if slots == 0:
-            raise EspalierError(
-                f"no machine of the Ray cluster has the {self.cpus:g} CPUs and {self.gpus:g} GPUs that a worker needs "
-                f"(ESPALIER_CPUS_PER_WORKER, ESPALIER_GPUS_PER_WORKER); the cluster has {dict(resources())}"
-            )
-        return slots
+    def lack(self) -> str | None:
+        """Why they hold none; None where they hold one."""
+        if self.slots():
+            return None
+        if not _living():
+            return "the Ray cluster has no live node"
+        return (
+            f"no machine of the Ray cluster has the {self.cpus:g} CPUs and {self.gpus:g} GPUs that a worker needs "
+            f"(ESPALIER_CPUS_PER_WORKER, ESPALIER_GPUS_PER_WORKER); the cluster has {dict(resources())}"
+        )
 
     def _slots_of(self, node: Mapping[str, float]) -> int:
         by_cpu = math.floor(node.get("CPU", 0) / self.cpus)
@@ -148,20 +109,34 @@ class _Share:
         return math.floor(gpus) * math.floor(1 / self.gpus) if self.gpus < 1 else math.floor(gpus / self.gpus)
 
 
+def _living() -> list[Mapping[str, float]]:
+    """What each node has that lives."""
+    # Ray leaves it unannotated
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """An actor, and where it is once it is somewhere."""
+
+    actor: Any
+    whereabouts: Any
+
+
 @dataclass(slots=True)
 class _Run:
-    """A candidate that an actor has."""
+    """A candidate that a worker has."""
 
     task: EvaluationTask
-    actor: Any
+    worker: _Worker
     started: bool = False
 
 
 class RayEvaluator(Evaluator):
     """Candidates on Ray actors. Each actor maps the teacher's file into memory: a node holds its pages once.
 
-    An actor that dies takes its candidate with it (`RunFailed`, lost); another is made when the next candidate is
-    submitted. Ray must be connected. Cancelling kills the actors, as a synchronous method cannot be interrupted.
+    An actor that dies takes its candidate with it (`RunFailed` with its loss); another is made when the next candidate
+    is submitted. Ray must be connected. Cancelling kills the actors, as a synchronous method cannot be interrupted.
     """
 
     def __init__(self, settings: WorkerSettings, sources: Sources) -> None:
@@ -169,12 +144,12 @@ class RayEvaluator(Evaluator):
         self._sources = sources
         self._share = _Share.from_settings(settings)
         self._search: SearchRecord | None = None
-        self._idle: list[Any] = []
+        self._idle: list[_Worker] = []
         self._runs: dict[Any, _Run] = {}
 
     def prepare(self, search: SearchRecord, *, should_stop: Callable[[], bool]) -> Preparation:
         """See `Evaluator.prepare`."""
-        self._share.slots()
+        self._require_room()
         task = prepare_search.options(**self._share.options()).remote(
             search, self._sources, self._settings.threads_per_worker
         )
@@ -184,20 +159,22 @@ class RayEvaluator(Evaluator):
     def start(self, search: SearchRecord) -> int:
         """See `Evaluator.start`. Workers load in the background: a candidate starts when its worker is ready."""
         self._search = search
+        self._require_room()
         limits = (self._share.slots(), search.request.limits.max_parallel, self._settings.max_workers or math.inf)
         slots = int(min(limits))
-        self._idle = [self._new_actor() for _ in range(slots)]
+        self._idle = [self._new_worker() for _ in range(slots)]
         return slots
 
     def submit(self, task: EvaluationTask) -> None:
         """See `Evaluator.submit`."""
-        actor = self._idle.pop() if self._idle else self._new_actor()
-        events = actor.evaluate.options(num_returns="streaming").remote(task)
-        self._runs[events] = _Run(task, actor)
+        worker = self._idle.pop() if self._idle else self._new_worker()
+        events = worker.actor.evaluate.options(num_returns="streaming").remote(task)
+        self._runs[events] = _Run(task, worker)
 
     def poll(self, timeout_s: float) -> Sequence[EvaluationEvent]:
         """See `Evaluator.poll`."""
         if not self._runs:
+            time.sleep(timeout_s)
             return ()
         ray.wait(list(self._runs), timeout=timeout_s)
         ready, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
@@ -206,20 +183,33 @@ class RayEvaluator(Evaluator):
     def cancel_all(self) -> None:
         """See `Evaluator.cancel_all`."""
         for run in self._runs.values():
-            ray.kill(run.actor)
+            ray.kill(run.worker.actor)
         self._runs.clear()
 
     def close(self) -> None:
         """See `Evaluator.close`."""
         self.cancel_all()
-        for actor in self._idle:
-            ray.kill(actor)
+        for worker in self._idle:
+            ray.kill(worker.actor)
         self._idle.clear()
 
-    def _new_actor(self) -> Any:
-        return CandidateWorker.options(**self._share.options()).remote(  # type: ignore[attr-defined]  # Ray adds it
+    def _require_room(self) -> None:
+        """Refuse what Ray would wait for, for ever.
+
+        Raises:
+            Interrupted: a cluster has no machine that can hold a worker now; machines come and go.
+            EspalierError: this machine cannot, and will not.
+        """
+        lack = self._share.lack()
+        if lack is not None:
+            is_for_good = _living() and not self._settings.ray_address
+            raise EspalierError(lack) if is_for_good else Interrupted(lack)
+
+    def _new_worker(self) -> _Worker:
+        actor = CandidateWorker.options(**self._share.options()).remote(  # type: ignore[attr-defined]  # Ray adds it
             self._search, self._sources, self._settings.threads_per_worker
         )
+        return _Worker(actor, actor.whereabouts.remote())
 
     def _next(self, events: Any) -> Sequence[EvaluationEvent]:
         """The event that is ready; a run that ends by an exception ends with its actor, which may be unsound."""
@@ -230,14 +220,15 @@ class RayEvaluator(Evaluator):
             log.error("candidate raised", candidate=run.task.candidate_id, error=str(error))
             return self._lose(events, RunFailed(run.task.run_id, in_words(error.cause)))
         except RayError as error:
-            log.warning("worker lost", candidate=run.task.candidate_id, error=str(error))
-            return self._lose(events, RunFailed(run.task.run_id, in_words(error), lost=True))
+            loss, words = cause_of(error, run.worker.whereabouts)
+            log.warning("worker lost", candidate=run.task.candidate_id, loss=loss.value, error=words)
+            return self._lose(events, RunFailed(run.task.run_id, words, loss))
         run.started = True
         if isinstance(event, RUN_ENDS):
-            self._idle.append(self._runs.pop(events).actor)
+            self._idle.append(self._runs.pop(events).worker)
         return (event,)
 
     def _lose(self, events: Any, failure: RunFailed) -> Sequence[EvaluationEvent]:
         run = self._runs.pop(events)
-        ray.kill(run.actor)
+        ray.kill(run.worker.actor)
         return (failure,) if run.started else (RunStarted(failure.run_id, "lost before it began"), failure)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from search.errors import IllegalTransition, LeaseLost, NotFound
+from search.losses import Loss
 from search.records import (
     CandidateRecord,
     HeldRun,
@@ -101,7 +102,15 @@ class LockedSearch:
         """Those in one of `states`, by their candidates' numbers."""
         return queries.runs_where(self.connection, candidates.c.search_id == self.id, runs.c.state.in_(states))
 
-    def move_run(self, candidate: HeldRun, to: RunState, *, reason: str | None = None, **values: Any) -> None:
+    def move_run(
+        self,
+        candidate: HeldRun,
+        to: RunState,
+        *,
+        reason: str | None = None,
+        loss: Loss | None = None,
+        **values: Any,
+    ) -> None:
         """Change a run's state along the table of legal transitions; close its attempt where it was running.
 
         Raises:
@@ -113,7 +122,7 @@ class LockedSearch:
         self.connection.execute(update(runs).where(runs.c.id == candidate.run_id).values(state=to, **values))
         if candidate.state is RunState.RUNNING:
             this_attempt = (attempts.c.run_id == candidate.run_id) & (attempts.c.number == candidate.attempts)
-            closed = {"finished_at": self.now, "outcome": to, "reason": reason}
+            closed = {"finished_at": self.now, "outcome": to, "reason": reason, "loss": loss}
             self.connection.execute(update(attempts).where(this_attempt).values(closed))
 
     def requeue_running(self, reason: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import JSON, ColumnElement, Connection, Row, Select, and_, func,
 
 from search.budget import Budget
 from search.errors import NotFound, Unreadable
+from search.losses import Losses
 from search.records import (
     AnySearch,
     CandidateRecord,
@@ -104,10 +105,13 @@ def _search_records(connection: Connection, rows: Sequence[Row[Any]]) -> list[An
     ids = [row.id for row in rows]
     budgets_of = _budgets(connection, ids)
     progress_of = progress(connection, ids)
-    return [_search_record(row, budgets_of[row.id], progress_of[row.id]) for row in rows]
+    losses_of = _losses(connection, ids)
+    return [
+        _search_record(row, budgets_of[row.id], progress_of[row.id], losses_of.get(row.id, Losses())) for row in rows
+    ]
 
 
-def _search_record(row: Row[Any], bands: Sequence[Budget], progress: Progress) -> AnySearch:
+def _search_record(row: Row[Any], bands: Sequence[Budget], progress: Progress, losses: Losses) -> AnySearch:
     plain = ("id", "state", "created_at", "started_at", "finished_at", "error")
     known = {name: getattr(row, name) for name in plain} | {"progress": progress}
     columns = {name: getattr(row, name) for name in ("request", "teacher", "preparation", "origin", "continues")}
@@ -118,7 +122,7 @@ def _search_record(row: Row[Any], bands: Sequence[Budget], progress: Progress) -
         try:
             source: TeacherRecord = values["origin"] or values["teacher"]
             budgets = _under_ceilings(bands, values["request"], source)
-            return SearchRecord(**known, **values, budgets=budgets, unreadable=reason)
+            return SearchRecord(**known, **values, budgets=budgets, unreadable=reason, losses=losses)
         except (ValueError, AssertionError) as error:  # budgets that are not the request's
             reason = f"budgets: {error}"
     stored = {name: _stored(columns[name]) for name in ("request", "teacher")}
@@ -174,6 +178,26 @@ def progress(connection: Connection, search_ids: Sequence[str]) -> dict[str, Pro
     return {search_id: Progress(**of_search) for search_id, of_search in counts.items()}
 
 
+def _losses(connection: Connection, search_ids: Sequence[str]) -> dict[str, Losses]:
+    """What accidents did to each search that they did something to."""
+    counted = (
+        select(
+            candidates.c.search_id,
+            func.count().label("workers"),
+            func.count(attempts.c.run_id.distinct()).label("runs"),
+            func.count().filter(attempts.c.outcome == RunState.FAILED).label("given_up"),
+        )
+        .join(runs, runs.c.candidate_id == candidates.c.id)
+        .join(attempts, attempts.c.run_id == runs.c.id)
+        .where(candidates.c.search_id.in_(search_ids), attempts.c.loss.is_not(None))
+        .group_by(candidates.c.search_id)
+    )
+    return {
+        row.search_id: Losses(workers=row.workers, runs=row.runs, given_up=row.given_up)
+        for row in connection.execute(counted)
+    }
+
+
 # --- candidates
 
 
@@ -186,8 +210,11 @@ def _candidates() -> Select[Any]:
     )
     run = (runs.c.repeat, runs.c.seed, runs.c.state, runs.c.num_attempts, runs.c.finished_at, runs.c.error)
     left = (runs.c.partial, runs.c.result)
+    last = (attempts.c.worker, attempts.c.started_at, attempts.c.loss)
+    earlier = attempts.alias("earlier")
+    lost = select(func.count()).where(earlier.c.run_id == runs.c.id, earlier.c.loss.is_not(None)).scalar_subquery()
     return (
-        select(candidates, runs.c.id.label("run_id"), *run, *left, attempts.c.worker, attempts.c.started_at)
+        select(candidates, runs.c.id.label("run_id"), *run, *left, *last, lost.label("lost_workers"))
         .join(runs, runs.c.candidate_id == candidates.c.id)
         .outerjoin(attempts, last_attempt)
     )
@@ -201,6 +228,8 @@ def _run(row: Row[Any], measured: Iterable[Measurement]) -> dict[str, Any]:
         "seed": row.seed,
         "state": row.state,
         "attempts": row.num_attempts,
+        "lost_workers": row.lost_workers,
+        "given_up": row.state is RunState.FAILED and row.loss is not None,
         "worker": row.worker,
         "started_at": row.started_at,
         "finished_at": row.finished_at,

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, and_, delete, insert, or_, select, updat
 from sqlalchemy.exc import IntegrityError
 
 from search.errors import IdempotencyMismatch, IllegalTransition, NotFound, NotReady
+from search.losses import Loss
 from search.ports import Clock, Store
 from search.records import (
     AnySearch,
@@ -269,7 +270,7 @@ class SqlStore(Store):
             search.connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(lease_expires_at=expires_at))
             return search.job_state(lease.job_id)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, *, reason: str | None = None) -> None:
         with self._leased(lease) as search:
             nobody = {"lease_owner": None, "lease_expires_at": search.now}
             if search.job_state(lease.job_id) is JobState.RUNNING:
@@ -277,8 +278,9 @@ class SqlStore(Store):
             else:
                 search.connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(nobody))
             if lease.kind == "search":
-                search.requeue_running("its driver was stopped")
-            _append_job(search, lease, "released" if lease.kind == "search" else "queued")
+                search.requeue_running(reason or "its driver was stopped")
+            said = {"reason": _plain(reason)} if reason else {}
+            _append_job(search, lease, "released" if lease.kind == "search" else "queued", **said)
 
     def finish_search(self, lease: Lease, state: JobState, *, error: str | None = None) -> None:
         with self._leased(lease) as search:
@@ -381,12 +383,22 @@ class SqlStore(Store):
                 search.move_run(candidate, RunState.STOPPED)
                 search.append_run("stopped", candidate, progress=search.progress())
 
-    def fail_run(self, lease: Lease, run_id: str, reason: str, *, again: bool = False) -> None:
+    def fail_run(
+        self,
+        lease: Lease,
+        run_id: str,
+        reason: str,
+        *,
+        again: bool = False,
+        loss: Loss | None = None,
+        rest_s: float = 0.0,
+    ) -> None:
         with self._leased(lease) as search:
             candidate, reason = search.run(run_id), _plain(reason)
-            search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason)
+            search.move_run(candidate, RunState.PENDING if again else RunState.FAILED, reason=reason, loss=loss)
+            said = {"loss": loss.value, "rest_s": rest_s} if loss else {}
             what = "requeued" if again else "failed"
-            search.append_run(what, candidate, reason=reason, progress=search.progress())
+            search.append_run(what, candidate, reason=reason, **said, progress=search.progress())
 
 
 def _hold_candidate(connection: Connection, candidate_id: str) -> None:

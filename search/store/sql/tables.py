@@ -40,6 +40,7 @@ from sqlalchemy import (
 )
 
 from search.architecture import Architecture
+from search.losses import Loss
 from search.records import Continuation, JobState, PartialRun, Preparation, RunResult, RunState, TeacherRecord
 from search.request import SearchRequest
 from search.serialization import from_json, from_json_unchecked, to_json
@@ -224,6 +225,8 @@ attempts = Table(
     # the state that it left the run in
     Column("outcome", _state(RunState)),
     Column("reason", Text),
+    # why its worker died, where that ended it
+    Column("loss", _state(Loss)),
 )
 
 measurements = Table(
@@ -285,6 +288,7 @@ drivers = Table(
     Column("pid", Integer, nullable=False),
     Column("resources", JSON, nullable=False),
     Column("environment", JSON, nullable=False),
+    Column("waits_for", Text),
 )
 
 #: The kinds of values that columns hold.

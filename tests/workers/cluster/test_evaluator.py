@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
 
-from search.errors import EspalierError
+from search.errors import EspalierError, Interrupted
+from search.losses import Loss
 from search.ports import EvaluationEvent, RunFailed, RunFinished, RunMeasured, RunStarted
 from search.records import Preparation, SearchRecord
 from search.request import SearchRequest
 from tests.contracts.evaluator import PipelineEvaluatorContract, assert_a_whole_run, events_until_ended
 from tests.support.homes import REQUEST, Home, descendants, is_alive, task_for, wait_until
-from workers.cluster.evaluator import RayEvaluator, connect, disconnect
+from workers.cluster.connection import connect, disconnect
+from workers.cluster.evaluator import RayEvaluator
 from workers.in_process import InProcessEvaluator
 from workers.settings import WorkerSettings
 
@@ -158,19 +161,46 @@ def test_a_worker_that_no_machine_can_hold_is_refused_with_what_there_is(setting
         evaluator.prepare(home.search(), should_stop=lambda: False)
 
 
+def test_machines_of_a_cluster_come_and_go_so_that_too_little_is_waited_for(
+    settings: WorkerSettings, home: Home
+) -> None:
+    changes = {"gpus_per_worker": 2.0, "ray_address": "somewhere:6379"}
+    evaluator = RayEvaluator(settings.model_copy(update=changes), home.sources)
+    with pytest.raises(Interrupted, match=r"no machine .* 2 GPUs"):
+        evaluator.prepare(home.search(), should_stop=lambda: False)
+
+
+def test_a_local_ray_listens_on_loopback_alone(cluster: None, evaluator: RayEvaluator, home: Home) -> None:
+    evaluator.start(home.search())
+    ours = [os.getpid(), *descendants(os.getpid())]
+    addresses = set(filter(None, (address for pid in ours for address in listening(pid))))
+    assert len(addresses) >= 4, "raylet, GCS and workers"
+    assert {host for host, _ in addresses} == {"127.0.0.1"}
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Addresses that a process accepts TCP connections at."""
+    return [
+        (socket.laddr.ip.removeprefix("::ffff:"), socket.laddr.port)
+        for socket in psutil.Process(pid).net_connections("tcp")
+        if socket.status == psutil.CONN_LISTEN
+    ]
+
+
+@pytest.mark.parametrize(("number", "loss"), [(signal.SIGKILL, Loss.ACCIDENT), (signal.SIGSEGV, Loss.CRASH)])
 def test_a_killed_worker_loses_its_run_and_another_takes_its_place(
-    evaluator: RayEvaluator, long_search: SearchRecord
+    evaluator: RayEvaluator, long_search: SearchRecord, number: signal.Signals, loss: Loss
 ) -> None:
     assert evaluator.start(long_search) == 2
     victim, bystander = task_for(long_search, index=0), task_for(long_search, index=1)
     evaluator.submit(victim)
     evaluator.submit(bystander)
     pids = poll_until_running(evaluator, 2)
-    os.kill(pids[victim.run_id], signal.SIGKILL)
+    os.kill(pids[victim.run_id], number)
     events = events_until_ended(evaluator, victim.run_id, bystander.run_id)
     lost = [event for event in events if event.run_id == victim.run_id][-1]
     assert isinstance(lost, RunFailed)
-    assert lost.lost
+    assert lost.loss is loss, lost.reason
     assert isinstance([event for event in events if event.run_id == bystander.run_id][-1], RunFinished)
     evaluator.submit(victim)
     again = events_until_ended(evaluator, victim.run_id)
@@ -185,7 +215,7 @@ def test_a_worker_that_cannot_load_loses_its_run(evaluator: RayEvaluator, home: 
     started, lost = events_until_ended(evaluator, task.run_id)
     assert isinstance(started, RunStarted)
     assert isinstance(lost, RunFailed)
-    assert lost.lost
+    assert lost.loss is Loss.CRASH
     assert "the model as it was" in lost.reason
 
 

@@ -70,6 +70,8 @@ def test_a_run_stored_before_runs_were_repeated_is_its_candidates_first(database
     with connected(database_url) as connection:  # as it was at 0002
         connection.execute(text("ALTER TABLE runs DROP COLUMN repeat"))
         connection.execute(text("DROP TABLE released"))
+        connection.execute(text("ALTER TABLE attempts DROP COLUMN loss"))
+        connection.execute(text("ALTER TABLE drivers DROP COLUMN waits_for"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     migrate.upgrade(database_url)
     assert store.get_candidate(candidate.id) == before
@@ -120,10 +122,10 @@ def test_an_upgrade_that_fails_leaves_the_database_as_it_was(empty_database_url:
 
 def test_a_database_without_tables_is_not_current_and_the_error_says_what_to_run(empty_database_url: str) -> None:
     with pytest.raises(
-        DatabaseNotCurrent, match=r"expected .* 0004, found no tables\. Run `espalier migrate`"
+        DatabaseNotCurrent, match=r"expected .* \d{4}, found no tables\. Run `espalier migrate`"
     ) as raised:
         migrate.require_current(empty_database_url)
-    assert (raised.value.expected, raised.value.found) == ("0004", None)
+    assert (raised.value.expected, raised.value.found) == (migrate._newest(), None)
 
 
 def test_checking_creates_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.scale import Case, Conditions, SimulatedEvaluator, loss, simulate, submission
 from search.artifacts import FsspecArtifactStore
+from search.losses import Loss
 from search.ports import EvaluationEvent, EvaluationTask, RunFailed
 from search.records import SearchRecord
 from search.store.sql import SqlStore
@@ -119,15 +120,15 @@ def seconds(evaluator: SimulatedEvaluator, task: EvaluationTask) -> float:
     return sum(delay for delay, _ in evaluator.fate(task))
 
 
-@pytest.mark.parametrize(("conditions", "lost"), [(FAILING, False), (LOSING, True)])
+@pytest.mark.parametrize(("conditions", "why"), [(FAILING, None), (LOSING, Loss.ACCIDENT)])
 def test_as_large_a_share_of_attempts_goes_wrong_as_was_asked(
-    conditions: Conditions, lost: bool, make: Make, search: SearchRecord
+    conditions: Conditions, why: Loss | None, make: Make, search: SearchRecord
 ) -> None:
     evaluator, task = make(conditions), task_for(search)
     ends = [list(evaluator.fate(replace(task, seed=seed))) for seed in range(500)]
     wrong = [event for _, event in chain.from_iterable(ends) if isinstance(event, RunFailed)]
     assert 5 <= len(wrong) <= 40  # of a binomial with a mean of 25, but for one in a thousand draws; seeds are fixed
-    assert {event.loss for event in wrong} == {loss}
+    assert {event.loss for event in wrong} == {why}
 
 
 def test_losses_fall_with_the_tokens(search: SearchRecord) -> None:

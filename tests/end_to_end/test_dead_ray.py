@@ -17,6 +17,7 @@ from search.store.sql import SqlStore
 from service.health import check
 from service.settings import ServiceSettings
 from tests.support.homes import REQUEST, Home, command_of, descendants, driver, wait_until, with_signal
+from tests.support.processes import PATIENCE_S
 from workers.driver import CUT_OFF
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def test_a_driver_whose_own_ray_died_gives_its_search_back_and_ends(
     with driver(home.environment(sqlite_url, lease_ttl_s=600), log=log) as process:
         wait_until(lambda: store.get_search(search.id).progress.running, what="a running candidate")
         kill_raylet(process.pid)
-        assert process.wait(120) == CUT_OFF, log.read_text()
+        assert process.wait(PATIENCE_S) == CUT_OFF, log.read_text()
     assert [store.get_search(each.id).state for each in (search, queued)] == [JobState.QUEUED, JobState.QUEUED]
     assert all(not each.state.is_final for each in store.candidates(search.id))
     assert reasons(store, search.id, "search.released") == [RAYLET]
@@ -89,7 +90,7 @@ def test_a_driver_on_a_cluster_waits_for_it_and_says_so(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path / "driver.log"
-    secret = {"RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     environment = secret | home.environment(sqlite_url, ray_address=f"127.0.0.1:{port}", ray_num_cpus="")
     environment.pop("ESPALIER_RAY_NUM_CPUS")
     settings = ServiceSettings(home_dir=home.path, database_url=sqlite_url)

@@ -214,7 +214,7 @@ def test_a_real_teacher_is_halved(data_dir: Path, home: Home, sqlite_url: str, t
         planned = plan(request, model_roots=(models,), data_roots=(corpora,))
         search = database.create_search(planned.new_search)
         with driver(home.environment(sqlite_url, **roots), log=tmp_path / "driver.log"):
-            search = wait_for_end(database, search.id, timeout_s=600)
+            search = wait_for_end(database, search.id)
         assert search.state is JobState.COMPLETED, search.error
         candidates = database.candidates(search.id)
     assert_whole(search, candidates)

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,13 @@ from tests.support.homes import (
     driver,
     is_alive,
     kill,
+    state_of,
     wait_for_end,
     wait_until,
     with_learning_rate,
     with_signal,
 )
+from tests.support.processes import PATIENCE_S
 from tests.support.teachers import make_teacher
 
 pytestmark = pytest.mark.slow
@@ -54,18 +57,30 @@ def ended(candidates: list[CandidateRecord]) -> dict[str, CandidateRecord]:
     return {candidate.id: candidate for candidate in candidates if candidate.state.is_final}
 
 
+def stopped(process: subprocess.Popen[bytes], still: Callable[[], bool]) -> bool:
+    """Stop a process for a moment to see whether something is `still` so; if it is, it stays stopped."""
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_until(lambda: state_of(process.pid) == "T", what="the process to stop")
+    if still():
+        return True
+    os.kill(process.pid, signal.SIGCONT)
+    return False
+
+
 def test_a_killed_driver_is_succeeded_and_nothing_is_lost_or_done_twice(
     home: Home, database: SqlStore, database_url: str, tmp_path: Path
 ) -> None:
     search = database.create_search(home.plan(SLOW))
     environment, log = home.environment(database_url), tmp_path / "driver.log"
 
-    def caught_in_the_middle() -> bool:
+    def in_the_middle() -> bool:
         progress = database.get_search(search.id).progress
         return progress.completed >= 1 and progress.running >= 1
 
     with driver(environment, log=log) as first:
-        wait_until(caught_in_the_middle, what="a completed and a running candidate")
+        wait_until(
+            lambda: in_the_middle() and stopped(first, in_the_middle), what="a completed and a running candidate"
+        )
         kill(first)
     left = list(database.candidates(search.id))
     done = ended(left)
@@ -97,8 +112,8 @@ def test_a_stopped_driver_releases_its_search_and_leaves_no_process(
             family = descendants(process.pid)
             assert len(family) >= 4, "Ray's processes and workers"
             os.kill(process.pid, signal.SIGTERM)
-            assert process.wait(60) == 0, (tmp_path / "driver.log").read_text()
-            wait_until(lambda: not any(map(is_alive, family)), what="Ray's processes to end", timeout_s=30)
+            assert process.wait(PATIENCE_S) == 0, (tmp_path / "driver.log").read_text()
+            wait_until(lambda: not any(map(is_alive, family)), what="Ray's processes to end")
         assert database.get_search(search.id).state is JobState.QUEUED
         assert database.get_search(search.id).progress.running == 0
         assert database.lease_job("search", owner="the next driver", ttl_s=30) is not None, "without waiting"
@@ -114,7 +129,7 @@ def test_what_computes_ends_with_a_driver_that_is_killed_alone(home: Home, sqlit
         others = set(descendants(process.pid)) - agents
         assert len(others) >= 4, "Ray's servers and workers"
         process.kill()
-        wait_until(lambda: not any(map(is_alive, others)), what="Ray's processes to end", timeout_s=30)
+        wait_until(lambda: not any(map(is_alive, others)), what="Ray's processes to end")
         for pid in agents:
             with_signal(pid, signal.SIGKILL)
 
@@ -148,7 +163,7 @@ def test_what_cannot_work_fails_with_its_reason_and_the_driver_goes_on(
 def test_a_database_without_tables_is_named_with_what_to_run(home: Home, tmp_path: Path) -> None:
     log = tmp_path / "driver.log"
     with driver(home.environment(f"sqlite:///{tmp_path / 'none.db'}"), log=log) as process:
-        assert process.wait(60) == 1
+        assert process.wait(PATIENCE_S) == 1
     assert "espalier migrate" in log.read_text()
     assert "Traceback" not in log.read_text()
 
@@ -156,6 +171,6 @@ def test_a_database_without_tables_is_named_with_what_to_run(home: Home, tmp_pat
 def test_a_setting_out_of_range_is_named_without_a_trace(home: Home, sqlite_url: str, tmp_path: Path) -> None:
     log = tmp_path / "driver.log"
     with driver(home.environment(sqlite_url, cpus_per_worker=-1), log=log) as process:
-        assert process.wait(60) == 1
+        assert process.wait(PATIENCE_S) == 1
     assert "cpus_per_worker" in log.read_text()
     assert "Traceback" not in log.read_text()

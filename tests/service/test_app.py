@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from search.store.sql import migrate
 from service.app import create_app
 from service.settings import ServiceSettings
+from tests.support.processes import PATIENCE_S
 from tests.support.service import BODY, DriverHand
 
 #: The calls of the contract.
@@ -145,7 +146,7 @@ def test_a_setting_that_cannot_be_ends_it_with_one_plain_message(
         env=environment(settings, **changes),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2
@@ -175,7 +176,7 @@ def serving(settings: ServiceSettings) -> Iterator[tuple[subprocess.Popen[bytes]
             [sys.executable, "-m", "service.app"], env=environment(settings, ESPALIER_PORT=str(port)), stderr=stderr
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client:
             _wait_for(server, client, log)
             yield server, client
     finally:
@@ -212,7 +213,7 @@ def test_a_signal_ends_the_server_and_its_open_streams(
             assert "event: search.prepared" in lines
             server.send_signal(signal_sent)
             list(lines)  # ends, or the client's own timeout fails the test
-        server.wait(timeout=30)
+        server.wait(PATIENCE_S)
     assert server.returncode in (0, -signal_sent)
 
 
@@ -232,12 +233,12 @@ def test_many_callers_at_once_are_all_answered(settings: ServiceSettings) -> Non
         script = (
             "import sys, httpx\n"
             "from concurrent.futures import ThreadPoolExecutor\n"
-            "with httpx.Client(base_url=sys.argv[1], timeout=60, trust_env=False) as client, "
+            "with httpx.Client(base_url=sys.argv[1], timeout=600, trust_env=False) as client, "
             "ThreadPoolExecutor(64) as pool:\n"
             "    answers = pool.map(lambda _: client.get('/v1/searches').status_code, range(512))\n"
             "    print(set(answers))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script, url], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", script, url], capture_output=True, text=True, timeout=600, check=False
         )
     assert done.stdout.strip() == "{200}", done.stderr

@@ -20,6 +20,7 @@ from search.request import QUARTERS, HalvingRequest, RepeatsRequest, SearchReque
 from search.serialization import from_json
 from service import extras
 from service.cli import app
+from tests.support.processes import PATIENCE_S
 from tests.support.served import REQUEST, HandDriver, Served, close_searches, free_port, serve_api, write_request
 
 ROOT = Path(__file__).parents[2]
@@ -414,7 +415,7 @@ def test_ctrl_c_while_watching_exits_with_130(served: Served, request_file: Path
         assert process.stdout.readline().startswith("Submitted")
         assert "search queued" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "The search goes on" in err
     assert "Traceback" not in out + err

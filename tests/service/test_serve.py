@@ -17,7 +17,7 @@ from service.processes import descendants
 from service.serve import environment_of, url_of
 from service.settings import ServiceSettings
 from tests.support.files import write_model
-from tests.support.processes import eventually, is_alive
+from tests.support.processes import PATIENCE_S, eventually, is_alive
 from tests.support.served import REQUEST, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ class Service:
     def end(self, number: signal.Signals = signal.SIGINT) -> int:
         """Send a signal; the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(90)
+        return self.process.wait(PATIENCE_S)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_port_0_is_any_free_one(home: Path, tmp_path: Path) -> None:
             assert httpx.get(f"{url}/healthz").is_success
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_second_service_on_the_same_home_is_refused(serve: Callable[..., Servi
     first = serve("--no-driver")
     first.first_line()
     second = serve("--no-driver")
-    assert second.process.wait(30) == 1
+    assert second.process.wait(PATIENCE_S) == 1
     message = second.log.read_text()
     assert f"process {first.process.pid}" in message
     assert "--home" in message
@@ -153,7 +153,7 @@ def test_a_second_service_on_the_same_home_is_refused(serve: Callable[..., Servi
 def test_a_port_that_is_taken_is_said_at_once(serve: Callable[..., Service]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = serve("--no-driver", port=taken.getsockname()[1])
-        assert service.process.wait(30) == 1
+        assert service.process.wait(PATIENCE_S) == 1
     message = service.log.read_text()
     assert "Address already in use" in message
     assert "--port" in message
@@ -185,7 +185,7 @@ def test_killing_the_supervisor_ends_the_api(serve: Callable[..., Service], home
 
 def test_a_host_beyond_this_machine_needs_a_key(serve: Callable[..., Service]) -> None:
     service = serve("--no-driver", "--host", "0.0.0.0")
-    assert service.process.wait(60) == 2
+    assert service.process.wait(PATIENCE_S) == 2
     message = service.log.read_text()
     assert "ESPALIER_API_KEY" in message
     assert "Traceback" not in message
@@ -235,7 +235,7 @@ def _ready(url: str) -> bool:
 def test_a_signal_ends_the_driver_and_all_of_ray(serve: Callable[..., Service], number: signal.Signals) -> None:
     service = serve()
     service.first_line()
-    eventually(lambda: _ready(service.url), timeout_s=120)
+    eventually(lambda: _ready(service.url))
     family = service.family()
     assert {"raylet", "gcs_server"} <= names(family)
     assert service.end(number) == 0
@@ -246,25 +246,25 @@ def test_a_signal_ends_the_driver_and_all_of_ray(serve: Callable[..., Service], 
 def test_killing_the_supervisor_ends_the_driver_and_all_of_ray(serve: Callable[..., Service]) -> None:
     service = serve()
     service.first_line()
-    eventually(lambda: _ready(service.url), timeout_s=120)
+    eventually(lambda: _ready(service.url))
     family = service.family()
     assert "raylet" in names(family)
     service.process.kill()
-    eventually(lambda: not any(map(is_alive, family)), timeout_s=90)
+    eventually(lambda: not any(map(is_alive, family)))
 
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_is_replaced_and_its_ray_with_it(serve: Callable[..., Service]) -> None:
     service = serve()
     service.first_line()
-    eventually(lambda: _ready(service.url), timeout_s=120)
+    eventually(lambda: _ready(service.url))
     before = service.family()
     driver = next(pid for pid in before if b"workers.driver" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(driver, signal.SIGKILL)
     assert "the driver was killed by SIGKILL" in service.first_line()
     (api,) = {pid for pid in before if is_alive(pid)}
     assert b"service.app" in Path(f"/proc/{api}/cmdline").read_bytes()
-    eventually(lambda: "raylet" in names(service.family()), timeout_s=120)
+    eventually(lambda: "raylet" in names(service.family()))
     assert service.end() == 0
     assert service.family() == set()
 
@@ -273,7 +273,7 @@ def test_a_driver_that_is_killed_is_replaced_and_its_ray_with_it(serve: Callable
 def test_a_signal_while_ray_is_starting_leaves_nothing(serve: Callable[..., Service]) -> None:
     service = serve()
     service.first_line()
-    eventually(lambda: "gcs_server" in names(service.family()), timeout_s=120)
+    eventually(lambda: "gcs_server" in names(service.family()))
     family = service.family()
     assert service.end() == 0
     assert not any(map(is_alive, family))

@@ -12,7 +12,7 @@ import pytest
 
 from service import processes
 from service.supervisor import HomeInUse, RestartPolicy, home_lock
-from tests.support.processes import eventually, is_alive
+from tests.support.processes import PATIENCE_S, eventually, is_alive
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,7 +81,7 @@ def test_a_signal_ends_the_child_and_what_it_left_in_another_session(
     process = supervise(_WITH_GRANDCHILD + "    time.sleep(600)\n")
     child, grandchild = pids(tmp_path)
     process.send_signal(number)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert not is_alive(child)
     assert not is_alive(grandchild)
 
@@ -96,7 +96,7 @@ def test_a_child_that_ignores_sigterm_is_killed(
     )
     child, grandchild = pids(tmp_path)
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert not is_alive(child)
     assert not is_alive(grandchild)
 
@@ -113,7 +113,7 @@ def test_a_dead_child_is_replaced_and_its_orphans_are_killed(
     assert is_alive(second_child)
     assert is_alive(second_grandchild)
     process.terminate()
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert "the toy was killed by SIGKILL; starting it again" in out
     assert not is_alive(second_grandchild)
 
@@ -122,7 +122,7 @@ def test_a_child_that_dies_again_and_again_is_given_up(
     supervise: Callable[[str], "subprocess.Popen[str]"],
 ) -> None:
     process = supervise("raise SystemExit(7)")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert out.count("starting it again") == 2
     assert "the toy ended with exit code 7, 3 times in a row" in out

@@ -30,6 +30,7 @@ from search.records import (
 )
 from search.request import BudgetRequest, LimitsRequest, SearchRequest, StrategyRequest, TeacherRequest
 from search.store.sql import SqlStore
+from tests.support.processes import PATIENCE_S
 from tests.support.teachers import make_teacher, make_text
 from workers.compress.pipeline import evaluate
 from workers.compress.preparation import prepare
@@ -206,10 +207,15 @@ def with_signal(pid: int, number: int) -> None:
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
+    return state_of(pid) not in ("", "Z")
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does; empty where it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
 
 
 def command_of(pid: int) -> str:
@@ -237,7 +243,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = 180) -> None:
+def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float = PATIENCE_S) -> None:
     """Look until it is true.
 
     Raises:
@@ -249,7 +255,7 @@ def wait_until(condition: Callable[[], object], *, what: str, timeout_s: float =
         time.sleep(0.05)
 
 
-def wait_for_end(store: SqlStore, search_id: str, *, timeout_s: float = 240) -> SearchRecord:
+def wait_for_end(store: SqlStore, search_id: str, *, timeout_s: float = PATIENCE_S) -> SearchRecord:
     """A search once it has ended."""
     wait_until(lambda: store.get_search(search_id).state.is_final, what="the search to end", timeout_s=timeout_s)
     return store.get_search(search_id)

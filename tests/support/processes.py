@@ -4,8 +4,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+#: Seconds after which what a test waits for will not come. Tests wait for events; this only ends those that hang, so it
+#: is far beyond what a machine takes that does ten other things.
+PATIENCE_S = 600.0
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+
+def eventually(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     """Wait until `condition` holds; an AssertionError where it does not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -25,6 +25,7 @@ from search.strategies import make_strategy
 from tests.support.clock import ManualClock
 from tests.support.evaluators import ScriptedEvaluator
 from tests.support.homes import wait_until
+from tests.support.processes import PATIENCE_S
 from tests.support.submissions import submission
 from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver, work_on_search
 from workers.evaluation import Sources
@@ -87,7 +88,7 @@ class Started:
 
     def __exit__(self, *_: object) -> None:
         self.stop.is_set = True
-        self.thread.join(10)
+        self.thread.join(PATIENCE_S)
         assert not self.thread.is_alive()
 
 
@@ -103,7 +104,7 @@ def raising(error: Exception) -> Work:
 
 
 def until_stopped(lease: Lease, should_stop: ShouldStop) -> None:
-    wait_until(should_stop, what="the word to stop", timeout_s=10)
+    wait_until(should_stop, what="the word to stop")
     raise Interrupted("told to stop")
 
 
@@ -118,7 +119,7 @@ def test_a_search_whose_work_raises_fails_with_the_message(
     store: SqlStore, search_id: str, error: Exception, stored: str
 ) -> None:
     with Started(store, raising(error)):
-        wait_until(lambda: store.get_search(search_id).state.is_final, what="the end", timeout_s=10)
+        wait_until(lambda: store.get_search(search_id).state.is_final, what="the end")
     assert store.get_search(search_id).state is JobState.FAILED
     assert store.get_search(search_id).error == stored
 
@@ -144,12 +145,12 @@ def test_a_search_that_cannot_be_read_fails_and_says_why(
 def test_the_next_search_is_taken_after_one_that_failed(store: SqlStore, search_id: str) -> None:
     other = store.create_search(submission())
     with Started(store, raising(ValueError("seven"))):
-        wait_until(lambda: store.get_search(other.id).state.is_final, what="the second to end", timeout_s=10)
+        wait_until(lambda: store.get_search(other.id).state.is_final, what="the second to end")
 
 
 def test_a_stop_releases_the_search(store: SqlStore, search_id: str) -> None:
     with Started(store, until_stopped):
-        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease", timeout_s=10)
+        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease")
     assert store.get_search(search_id).state is JobState.QUEUED
 
 
@@ -159,14 +160,14 @@ def test_work_whose_lease_was_lost_is_told_to_stop_and_leaves_the_search_alone(
     told: list[str] = []
 
     def work(lease: Lease, should_stop: ShouldStop) -> None:
-        wait_until(should_stop, what="the word to stop", timeout_s=10)
+        wait_until(should_stop, what="the word to stop")
         told.append(lease.owner)
         raise Interrupted("told to stop")
 
     with Started(store, work):
-        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease", timeout_s=10)
+        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease")
         stolen = steal(store, clock)
-        wait_until(lambda: told, what="the work to be told", timeout_s=10)
+        wait_until(lambda: told, what="the work to be told")
     assert store.renew(stolen, ttl_s=600) is JobState.RUNNING
 
 
@@ -180,7 +181,7 @@ def steal(store: SqlStore, clock: ManualClock) -> Lease:
         stolen.extend([lease] if lease else [])
         return bool(stolen)
 
-    wait_until(try_it, what="the theft", timeout_s=10)
+    wait_until(try_it, what="the theft")
     return stolen[0]
 
 
@@ -197,9 +198,9 @@ def test_a_database_that_fails_for_a_while_fails_no_search(
         store.finish_search(lease, JobState.COMPLETED)
 
     with Started(store, work):
-        wait_until(lambda: attempts, what="the first attempt", timeout_s=10)
+        wait_until(lambda: attempts, what="the first attempt")
         clock.advance(TTL_S * 2)
-        wait_until(lambda: store.get_search(search_id).state.is_final, what="the end", timeout_s=10)
+        wait_until(lambda: store.get_search(search_id).state.is_final, what="the end")
     assert store.get_search(search_id).state is JobState.COMPLETED
     assert attempts == [1, 2]
 
@@ -215,8 +216,8 @@ def test_an_export_is_built_while_a_search_runs_and_keeps_its_own_error(
         return export is not None and export.state.is_final
 
     with Started(store, until_stopped, export=raising(OSError("the disk is full"))):
-        wait_until(lambda: store.get_search(search.id).state is JobState.RUNNING, what="the search", timeout_s=10)
-        wait_until(failed, what="the export's end", timeout_s=10)
+        wait_until(lambda: store.get_search(search.id).state is JobState.RUNNING, what="the search")
+        wait_until(failed, what="the export's end")
         assert store.get_search(search.id).state is JobState.RUNNING
     export = store.get_export(finished_candidate)
     assert export is not None
@@ -242,7 +243,7 @@ def test_a_driver_reports_itself_while_it_lives(store: SqlStore) -> None:
     with Started(store, nothing) as started:
         started.driver.report({"CPU": 2.0})
         first = store.drivers()[0].seen_at
-        wait_until(lambda: store.drivers()[0].seen_at > first, what="another report", timeout_s=10)
+        wait_until(lambda: store.drivers()[0].seen_at > first, what="another report")
     (reported,) = store.drivers()
     assert reported.id == started.driver.id
     assert reported.pid == os.getpid()

@@ -27,7 +27,7 @@ class Pulse:
     def wait_for_a_whole_beat(self) -> None:
         """One that began after this call."""
         seen = self.count
-        wait_until(lambda: self.count >= seen + 2, what="two beats", timeout_s=10)
+        wait_until(lambda: self.count >= seen + 2, what="two beats")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_lease_that_another_driver_took_is_seen_to_be_lost(store: SqlStore, cl
     assert store.lease_job("search", owner="other", ttl_s=600) is not None
     pulse = Pulse(store)
     with pulse.heartbeat as heartbeat, heartbeat.keep(lease) as kept:
-        wait_until(lambda: kept.lost, what="the loss to be noticed", timeout_s=10)
+        wait_until(lambda: kept.lost, what="the loss to be noticed")
 
 
 def test_a_beat_that_fails_is_not_the_last(store: SqlStore) -> None:

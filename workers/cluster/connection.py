@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import structlog
 from ray._private import ray_constants
 
 import search as search_package
 from workers.cluster.condition import answers, raylet_socket
 from workers.cluster.sessions import Session, sweep
 from workers.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
 
 #: Of a Ray started here. Only events of a few kilobytes go through it: weights are files.
 OBJECT_STORE_BYTES = 256 * 1024**2
@@ -65,9 +68,13 @@ def _try_to_join(address: str, options: Mapping[str, Any]) -> str | None:
         return "the Ray cluster that ESPALIER_RAY_ADDRESS names does not answer"  # Ray itself would end the process
     try:
         ray.init(address=address, **options)
-    except ConnectionError:
+    except ConnectionError as error:
+        log.warning("Ray cannot be joined", error=str(error))
         ray.shutdown()
-        return "the Ray cluster that ESPALIER_RAY_ADDRESS names has no node on the driver's machine (`ray start`)"
+        return (
+            "the Ray cluster that ESPALIER_RAY_ADDRESS names cannot be joined: it has no node on the driver's machine "
+            "(`ray start`), or another token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)"
+        )
     return None
 
 

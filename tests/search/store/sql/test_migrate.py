@@ -20,6 +20,7 @@ from search.store.sql import SqlStore, migrate
 from search.store.sql.engine import for_writing, make_engine, parse_url
 from search.store.sql.tables import metadata
 from tests.contracts.store import completed, new_search, running_search
+from tests.support.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[4]
 
@@ -104,7 +105,7 @@ def test_processes_that_upgrade_at_once_do_not_disturb_each_other(empty_database
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
     assert outputs == [""] * 4  # nothing is logged
     assert [process.returncode for process in processes] == [0] * 4
     migrate.require_current(empty_database_url)

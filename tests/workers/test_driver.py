@@ -30,6 +30,7 @@ from tests.support.submissions import submission
 from workers.driver import Driver, ShouldStop, StopFlag, Work, describe_driver, work_on_search
 from workers.evaluation import Sources
 from workers.settings import WorkerSettings
+from workers.watch import Trouble
 
 TTL_S = 0.3
 
@@ -77,9 +78,12 @@ class Started:
 
     def __init__(self, store: SqlStore, work: Work, **others: Work) -> None:
         self.stop = StopFlag()
+        #: What is wrong with what the work is done on.
+        self.trouble: Trouble | None = None
+        self.left = threading.Event()
         settings = WorkerSettings(lease_ttl_s=TTL_S, poll_s=0.01)
         lanes: dict[JobKind, Work] = {"search": work, "export": others.get("export", nothing)}
-        self.driver = Driver(settings, store, lanes, stop=self.stop)
+        self.driver = Driver(settings, store, lanes, stop=self.stop, look=lambda: self.trouble, leave=self.left.set)
         self.thread = threading.Thread(target=self.driver.run)
 
     def __enter__(self) -> "Started":
@@ -152,6 +156,54 @@ def test_a_stop_releases_the_search(store: SqlStore, search_id: str) -> None:
     with Started(store, until_stopped):
         wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease")
     assert store.get_search(search_id).state is JobState.QUEUED
+
+
+def released_because(store: SqlStore, search_id: str) -> list[str | None]:
+    return [event.data.get("reason") for event in store.events(search_id) if event.kind == "search.released"]
+
+
+def test_an_error_that_comes_while_something_is_wrong_fails_no_search(store: SqlStore, search_id: str) -> None:
+    def work(lease: Lease, should_stop: ShouldStop) -> None:
+        started.trouble = Trouble("the cluster is gone")
+        raise ConnectionError("nobody there")
+
+    started = Started(store, work)
+    with started:
+        wait_until(lambda: released_because(store, search_id), what="the search to be given back")
+    assert store.get_search(search_id).state is JobState.QUEUED
+    assert released_because(store, search_id) == ["the cluster is gone"]
+
+
+def test_no_job_is_kept_or_taken_as_long_as_something_is_wrong(store: SqlStore, search_id: str) -> None:
+    with Started(store, until_stopped) as started:
+        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease")
+        started.trouble = Trouble("no room")
+        wait_until(lambda: store.get_search(search_id).state is JobState.QUEUED, what="the search to be given back")
+        wait_until(lambda: store.drivers()[0].waits_for == "no room", what="the driver to say so")
+        assert store.get_search(search_id).state is JobState.QUEUED
+        started.trouble = None
+        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="it to be taken again")
+    assert released_because(store, search_id) == ["no room", None]
+
+
+def test_once_the_trouble_is_final_jobs_are_given_back_though_their_thread_is_stuck(
+    store: SqlStore, search_id: str
+) -> None:
+    stuck = threading.Event()
+
+    def work(lease: Lease, should_stop: ShouldStop) -> None:
+        stuck.wait()
+        raise Interrupted("at last")
+
+    with Started(store, work) as started:
+        wait_until(lambda: store.get_search(search_id).state is JobState.RUNNING, what="the lease")
+        started.trouble = Trouble("Ray is dead", final=True)
+        wait_until(started.left.is_set, what="the driver to leave")
+        assert store.get_search(search_id).state is JobState.QUEUED
+        assert store.drivers()[0].waits_for == "Ray is dead"
+        assert store.drivers()[0].resources == {}
+        stuck.set()
+    assert released_because(store, search_id) == ["Ray is dead"]
 
 
 def test_work_whose_lease_was_lost_is_told_to_stop_and_leaves_the_search_alone(

@@ -231,7 +231,7 @@ class _Loop:
 
     def _wake(self) -> None:
         """Runs that have rested come first."""
-        now = self.clock.now() if self.resting else None
+        now = self.store.now() if self.resting else None
         for run_id in [run_id for run_id, due in self.resting.items() if now and due <= now]:
             del self.resting[run_id]
             self.waiting.extendleft(run for run in self._owner(run_id).runs if run.run_id == run_id)
@@ -483,7 +483,7 @@ class _Loop:
             self._fail(RunFailed(event.run_id, reason))
         elif self._register(event.result.artifacts):
             reason = "what it came to was deleted with another search that had stored the same"
-            self._fail(RunFailed(event.run_id, reason, Loss.ACCIDENT))
+            self._fail(RunFailed(event.run_id, reason, Loss.DELETED))
         else:
             self.store.finish_run(self.lease, event.run_id, event.result)
             self._end(event.run_id)
@@ -496,7 +496,7 @@ class _Loop:
             what: dict[str, Any] = {"again": verdict.again, "loss": event.loss, "rest_s": verdict.rest_s}
             self.store.fail_run(self.lease, event.run_id, verdict.reason, **what)
             if verdict.again:
-                self.resting[event.run_id] = self.clock.now() + timedelta(seconds=verdict.rest_s)
+                self.resting[event.run_id] = self.store.now() + timedelta(seconds=verdict.rest_s)
         self._end(event.run_id)
 
     def _place(self, run_id: str) -> int:

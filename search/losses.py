@@ -18,7 +18,7 @@ FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 
 
 class Loss(StrEnum):
-    """Why a worker died."""
+    """Why a worker died, or what it did was in vain."""
 
     #: Killed from outside, or together with its machine.
     ACCIDENT = "accident"
@@ -26,10 +26,12 @@ class Loss(StrEnum):
     MEMORY = "memory"
     #: By itself: a signal such as SIGSEGV, an exit status, or it could not be made.
     CRASH = "crash"
+    #: It had ended its work, and the files that it made were deleted with another search that had stored the same.
+    DELETED = "deleted"
 
     @property
     def may_be_caused(self) -> bool:
-        """Whether the candidate may be what killed it."""
+        """Whether there is a limit: it may be the candidate's doing, or will be so again."""
         return self is not Loss.ACCIDENT
 
 
@@ -88,9 +90,10 @@ class Ledger:
             history.place = place
         if history.in_a_row >= MAX_LOSSES:
             where = f"after {place:,} tokens" if place >= 0 else "before its first measurement"
-            blamed = f"lost its worker {MAX_LOSSES} times in a row {where}; last ({loss}): {reason}"
+            blamed = f"lost {MAX_LOSSES} times in a row {where}; last ({loss}): {reason}"
             return Verdict(again=False, rest_s=0.0, reason=blamed)
-        return Verdict(again=True, rest_s=_rest_s(history.total), reason=reason)
+        rest_s = 0.0 if loss is Loss.DELETED else _rest_s(history.total)
+        return Verdict(again=True, rest_s=rest_s, reason=reason)
 
 
 def _rest_s(total: int) -> float:

@@ -10,6 +10,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    loss = sa.Enum("accident", "memory", "crash", name="loss", native_enum=False, length=16)
+    loss = sa.Enum("accident", "memory", "crash", "deleted", name="loss", native_enum=False, length=16)
     op.add_column("attempts", sa.Column("loss", loss, nullable=True))
     op.add_column("drivers", sa.Column("waits_for", sa.Text(), nullable=True))

@@ -37,6 +37,7 @@ from search.records import (
     Proposal,
     RunResult,
     RunState,
+    SearchRecord,
     TeacherRecord,
 )
 from search.request import BudgetRequest, SearchRequest, StrategyRequest, TeacherRequest
@@ -1209,7 +1210,9 @@ class Evaluating:
             (1, 0, False),
         ]
         assert store.get_search(lease.subject_id).losses == Losses(workers=3, runs=2, given_up=1)
-        assert store.list_searches()[0].losses == Losses(workers=3, runs=2, given_up=1)
+        [listed] = store.list_searches()
+        assert isinstance(listed, SearchRecord)
+        assert listed.losses == Losses(workers=3, runs=2, given_up=1)
         said = [event.data for event in store.events(lease.subject_id) if event.kind == "candidate.requeued"]
         assert [(data["loss"], data["rest_s"]) for data in said] == [("accident", 2.0), ("memory", 2.0)]
 

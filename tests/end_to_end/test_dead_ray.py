@@ -93,7 +93,7 @@ def test_a_driver_on_a_cluster_waits_for_it_and_says_so(
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     environment = secret | home.environment(sqlite_url, ray_address=f"127.0.0.1:{port}", ray_num_cpus="")
     environment.pop("ESPALIER_RAY_NUM_CPUS")
-    settings = ServiceSettings(home_dir=home.path, database_url=sqlite_url)
+    settings = ServiceSettings(home=home.path, database_url=sqlite_url)
     search = store.create_search(home.plan(SLOW))
 
     def waits_for() -> list[str]:

@@ -653,7 +653,7 @@ def test_a_candidate_that_keeps_killing_its_worker_is_given_up(
     assert home.search.state is JobState.COMPLETED
     given_up, *others = home.candidates
     assert given_up.state is RunState.FAILED
-    assert given_up.error == f"lost its worker {MAX_LOSSES} times in a row after 50 tokens; last ({named}): killed"
+    assert given_up.error == f"lost {MAX_LOSSES} times in a row after 50 tokens; last ({named}): killed"
     assert (given_up.given_up, given_up.lost_workers) == (True, MAX_LOSSES)
     assert not any(other.given_up or other.lost_workers for other in others)
     assert home.search.losses == Losses(workers=MAX_LOSSES, runs=1, given_up=1)

@@ -662,8 +662,9 @@ def test_a_candidate_that_keeps_killing_its_worker_is_given_up(
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_accidents_change_nothing_however_many(house: Callable[..., House], deterministic: bool) -> None:
     wishes = {"kind": "tpe", "max_candidates": 6, "deterministic": deterministic}
-    undisturbed, home = house(**wishes), house(**wishes)
+    undisturbed = house(**wishes)
     undisturbed.drive(ScriptedEvaluator(slots=1))
+    home = house(**wishes)
     first, second, *_ = (row[2] for row in undisturbed.rows)
     accidents = {first: (LOSE_BY_ACCIDENT,) * 4 * MAX_LOSSES, second: (LOSE, LOSE_BY_ACCIDENT, LOSE, LOSE_BY_ACCIDENT)}
     home.drive(patient(home, slots=1, script=accidents))

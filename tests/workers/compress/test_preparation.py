@@ -94,11 +94,10 @@ def test_a_tokenizer_that_is_not_its_files_is_refused_before_weights_are_read_un
     stored["pre_tokenizer"]["add_prefix_space"] = True  # which GPT2Tokenizer of transformers 5 does not ask for
     file.write_text(json.dumps(stored))
     said.write_text(json.dumps(json.loads(said.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
-    opened = preparation.open_teacher
-    monkeypatch.setattr(preparation, "open_teacher", None)  # it does not come to that
-    with pytest.raises(UnusableTeacher, match=r"tokenizer\.json does: \['Ġ.*\], got \"\['[^Ġ]") as caught:
+    refused = pytest.raises(UnusableTeacher, match=r"tokenizer\.json does: \['Ġ.*\], got \"\['[^Ġ]")
+    with monkeypatch.context() as patched, refused as caught:
+        patched.setattr(preparation, "open_teacher", None)  # it does not come to that
         home.prepared()
-    monkeypatch.setattr(preparation, "open_teacher", opened)
     assert caught.value.where == ("teacher", "tokenizer")
     search = home.prepared(replace(REQUEST, teacher=replace(REQUEST.teacher, tokenizer="file")))
     first, used = home.bench(search).tokens.validation[0], Tokenizer.from_file(str(file))

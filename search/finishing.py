@@ -20,6 +20,7 @@ from search.records import CandidateRecord, Continuation, NewSearch, SearchRecor
 from search.request import MAX_NAME, BudgetRequest, SearchRequest, SpaceRequest, StrategyRequest
 from search.schema import SCHEMA as _SCHEMA
 from search.schema import Count, Rate, TokenCount, require_bounds
+from search.tokenizer_check import CheckTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ def plan_finish(
     model_roots: Sequence[Path],
     data_roots: Sequence[Path],
     allow_hub: bool = False,
+    check_tokenizer: CheckTokenizer | None = None,
 ) -> NewSearch:
     """The search that finishes a completed candidate of `search`, checked as a submission is.
 
@@ -108,7 +110,13 @@ def plan_finish(
         )
     known = replace(search.request, distillation=search.distillation(candidate.budget_index))
     request = finishing_request(known, candidate.architecture, finish)
-    planned = plan(request, model_roots=model_roots, data_roots=data_roots, allow_hub=allow_hub)
+    planned = plan(
+        request,
+        model_roots=model_roots,
+        data_roots=data_roots,
+        allow_hub=allow_hub,
+        check_tokenizer=check_tokenizer,
+    )
     ((proposed,),) = (feasible.points for feasible in planned.feasible)
     if proposed != candidate.architecture:
         raise InvalidRequest(

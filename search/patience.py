@@ -44,6 +44,11 @@ class Patience:
                 hint="Name fewer budgets, or give the axes of the space fewer values, e.g. with a larger multiple_of.",
             )
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the time is up; infinite before it is `applied`."""
+        return self._deadline - time.monotonic()
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While it is open, `checkpoint` looks at this patience: in this thread, and in no other."""
@@ -62,3 +67,8 @@ def checkpoint() -> None:
     """See `Patience.check`, of the caller that this thread works for."""
     if (patience := _current.get()) is not None:
         patience.check()
+
+
+def seconds_left() -> float:
+    """See `Patience.seconds_left`, of the caller that this thread works for."""
+    return math.inf if (patience := _current.get()) is None else patience.seconds_left

@@ -1,7 +1,7 @@
 """Planning: everything about a submission that can be checked and counted without loading a weight.
 
 What needs the weights or the tokenizer (are they finite, does the text hold enough tokens) is checked by a worker
-before the first candidate.
+before the first candidate. Whether the tokenizer reads as its file does can be asked here, too, through a port.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from search.space import FeasibleSet, SearchSpace
 from search.tasks import read_task
 from search.textcheck import check_texts
 from search.texts import BlendedText, HubDataset, Texts, resolve_texts
+from search.tokenizer_check import CheckTokenizer, TokenizerCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +53,27 @@ class Plan:
 
 
 def plan(
-    request: SearchRequest, *, model_roots: Sequence[Path], data_roots: Sequence[Path], allow_hub: bool = False
+    request: SearchRequest,
+    *,
+    model_roots: Sequence[Path],
+    data_roots: Sequence[Path],
+    allow_hub: bool = False,
+    check_tokenizer: CheckTokenizer | None = None,
 ) -> Plan:
     """Check `request` against the teacher's config, the size of the text, the task and the lattice.
+
+    Args:
+        request: what is asked for.
+        model_roots: where models are.
+        data_roots: where texts and tasks are.
+        allow_hub: whether texts may be the hub's.
+        check_tokenizer: asked last, as it may take longer than all else.
 
     Raises:
         InvalidInput: one of its kinds, with the place in the request.
     """
-    teacher = _teacher(request.teacher, "teacher", model_roots)
-    origin = None if request.start_from is None else _teacher(request.start_from, "start_from", model_roots)
+    teacher, folder = _teacher(request.teacher, "teacher", model_roots)
+    origin = None if request.start_from is None else _teacher(request.start_from, "start_from", model_roots)[0]
     for each in (teacher, origin):
         if each is not None:
             _check_lengths(request, each)
@@ -77,6 +90,8 @@ def plan(
     request = replace(request, strategy=strategy)
     planned = sum(most_candidates(request, each) for each in feasible)
     new_search = NewSearch(request=request, teacher=teacher, budgets=budgets, planned=planned, origin=origin)
+    if check_tokenizer is not None:
+        check_tokenizer(TokenizerCheck.of(folder, request.teacher.tokenizer, texts, request.data))
     return Plan(
         new_search=new_search,
         texts=texts,
@@ -102,20 +117,21 @@ def _seen_from(*prefix: str | int) -> Iterator[None]:
         raise error.at(*prefix) from None
 
 
-def _teacher(wanted: TeacherRequest, where: str, model_roots: Sequence[Path]) -> TeacherRecord:
-    """A model that the request names at `where`."""
+def _teacher(wanted: TeacherRequest, where: str, model_roots: Sequence[Path]) -> tuple[TeacherRecord, Path]:
+    """A model that the request names at `where`, and its folder."""
     with _seen_from(where, "model"):
         source = resolve_teacher(wanted.model, model_roots)
     with _seen_from(where, "config"):
         architecture = family_of(source.config).parse(source.config, ignore=wanted.ignore_attributes)
     with _seen_from(where, "model"):
         check_parameters(source.tensors, architecture)
-    return TeacherRecord(
+    record = TeacherRecord(
         model=wanted.model,
         architecture=architecture,
         parameters=parameters(architecture),
         config=source.config,
     )
+    return record, source.path
 
 
 def _check_vocabulary(source: TeacherRecord, teacher: TeacherRecord) -> None:

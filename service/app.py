@@ -35,6 +35,7 @@ from service.middleware import BodyLimit, RequestLog, configure_logging
 from service.planners import NUM_PLANNERS, Planners
 from service.searches.router import router as searches_router
 from service.settings import ServiceSettings
+from service.tokenizer_checks import TokenizerChecks
 
 #: Requests served at the same time. With those that plan, no more than the database pool has connections: with more
 #: threads than connections each could hold one and wait for another.
@@ -85,6 +86,7 @@ def _lifespan(
         prebuilt.build(app)
         current_default_thread_limiter().total_tokens = _THREADS
         app.state.planners = Planners()
+        app.state.tokenizer_checks = TokenizerChecks()
         with closing(SqlStore(settings.database)) as store:
             app.state.context = Context(
                 settings=settings, store=store, artifacts=artifacts, stopping=app.state.stopping

@@ -14,10 +14,11 @@ from search.request import SearchRequest
 from search.selection import Selection
 from search.serialization import adapter
 from search.store.sql.tables import STORED_VALUES
+from search.tokenizer_check import TokenizerCheck
 from service.errors import field_names
 
 #: What endpoints read or write besides what stands in columns.
-_KINDS = (Architecture, EventRecord, Fingerprint, FinishRequest, Progress, SearchRequest, Selection)
+_KINDS = (Architecture, EventRecord, Fingerprint, FinishRequest, Progress, SearchRequest, Selection, TokenizerCheck)
 
 
 def build(app: FastAPI) -> None:

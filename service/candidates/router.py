@@ -16,6 +16,7 @@ from service.downloads import DOWNLOAD, Download
 from service.errors import problems
 from service.idempotency import IdempotencyHeader, idempotency
 from service.planners import Planned
+from service.tokenizer_checks import Tokenizers
 
 router = APIRouter(prefix="/v1/candidates", tags=["candidates"])
 
@@ -75,6 +76,7 @@ async def finish_candidate(
     settings: Settings,
     store: Database,
     planned: Planned,
+    tokenizers: Tokenizers,
     response: Response,
     idempotency_key: IdempotencyHeader = None,
 ) -> SearchRecord:
@@ -87,7 +89,7 @@ async def finish_candidate(
         candidate = store.get_candidate(candidate_id)
         search = store.get_search(candidate.search_id)
         roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
-        new = plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub)
+        new = plan_finish(search, candidate, finish, **roots, allow_hub=settings.allow_hub, check_tokenizer=tokenizers)
         return store.create_search(new, idempotency=key)
 
     new = await planned(submit)

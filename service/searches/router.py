@@ -17,6 +17,7 @@ from search.records import AnySearch, JobState, RunState, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json
 from search.spec import Spec, build_spec
+from search.tokenizer_check import CheckTokenizer
 from service.cursors import decode_cursor, encode_cursor
 from service.deps import Artifacts, Database, SearchId, Settings
 from service.downloads import DOWNLOAD, Download
@@ -26,6 +27,7 @@ from service.planners import Planned
 from service.searches.leaderboard import POSITION, board, budget_of, position, to_csv
 from service.searches.schemas import Leaderboard, Order, SearchPage, SortKey
 from service.settings import ServiceSettings
+from service.tokenizer_checks import Tokenizers
 
 #: No type is registered for it.
 _SAFETENSORS = "application/octet-stream"
@@ -49,6 +51,7 @@ async def submit_search(
     settings: Settings,
     store: Database,
     planned: Planned,
+    tokenizers: Tokenizers,
     response: Response,
     idempotency_key: IdempotencyHeader = None,
 ) -> SearchRecord:
@@ -57,7 +60,7 @@ async def submit_search(
     def submit() -> SearchRecord:
         key = idempotency(idempotency_key, (canonical_json(request),))
         search = store.find_idempotent(key) if key else None
-        return search or store.create_search(_plan(request, settings).new_search, idempotency=key)
+        return search or store.create_search(_plan(request, settings, tokenizers).new_search, idempotency=key)
 
     search = await planned(submit)
     response.headers["Location"] = f"/v1/searches/{search.id}"
@@ -65,14 +68,16 @@ async def submit_search(
 
 
 @router.post("/preview", responses=problems(400, 401, 408, 413, 422, 503))
-async def preview_search(request: SearchRequest, settings: Settings, planned: Planned) -> Preview:
+async def preview_search(
+    request: SearchRequest, settings: Settings, planned: Planned, tokenizers: Tokenizers
+) -> Preview:
     """What a submission would search and cost, at most. Nothing is stored."""
-    return await planned(lambda: preview(_plan(request, settings)))
+    return await planned(lambda: preview(_plan(request, settings, tokenizers)))
 
 
-def _plan(request: SearchRequest, settings: ServiceSettings) -> Plan:
+def _plan(request: SearchRequest, settings: ServiceSettings, tokenizers: CheckTokenizer) -> Plan:
     roots = {"model_roots": settings.model_roots, "data_roots": settings.data_roots}
-    return plan(request, **roots, allow_hub=settings.allow_hub)
+    return plan(request, **roots, allow_hub=settings.allow_hub, check_tokenizer=tokenizers)
 
 
 @router.get("", responses=problems(401, 422))

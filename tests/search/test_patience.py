@@ -1,10 +1,11 @@
+import math
 import threading
 
 import pytest
 
 from search.budget import Budget
 from search.errors import Interrupted, InvalidRequest
-from search.patience import Patience, checkpoint
+from search.patience import Patience, checkpoint, seconds_left
 from search.request import BudgetRequest
 from tests.support.architectures import llama
 from tests.support.lattices import default_space
@@ -12,6 +13,13 @@ from tests.support.lattices import default_space
 
 def test_without_a_caller_there_is_no_end_to_patience() -> None:
     checkpoint()
+    assert seconds_left() == math.inf
+
+
+def test_it_tells_how_long_it_lasts() -> None:
+    with Patience(600.0).applied():
+        first = seconds_left()
+        assert 0 < seconds_left() <= first <= 600.0
 
 
 def test_it_ends_when_the_time_is_up_and_says_what_would_take_less() -> None:

@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -26,6 +26,7 @@ from search.preview import preview
 from search.records import JobState, Progress, SearchRecord
 from search.request import QUARTERS, Basis, SearchRequest
 from search.serialization import from_json
+from search.tokenizer_check import TokenizerCheck
 from tests.support.files import ARCHITECTURE, CONFIG, tensors_of, write_model, write_safetensors
 from tests.support.harness import write_task
 from tests.support.plans import BODY, TOKENS_NEEDED, make_plan, make_roots, refused
@@ -51,6 +52,22 @@ def test_a_plan_holds_what_the_store_and_the_driver_need(roots: Path) -> None:
     ]
     assert new.planned == 12
     assert [feasible.budget for feasible in planned.feasible] == list(new.budgets)
+
+
+def test_the_teachers_tokenizer_is_asked_about_where_somebody_can_tell_and_last(roots: Path) -> None:
+    asked: list[TokenizerCheck] = []
+
+    def ask(**changes: Any) -> None:
+        request = from_json(SearchRequest, BODY | changes)
+        plan(request, model_roots=[roots], data_roots=[roots], check_tokenizer=asked.append)
+
+    ask(teacher={"model": "small", "tokenizer": "file"})
+    [check] = asked
+    assert (check.folder, check.reading) == (roots / "small", "file")
+    assert [file.name for source in check.texts.sources for file in source.files] == ["text.txt"]
+    with pytest.raises(InvalidRequest):
+        ask(budgets=[{"params": 10**12}])
+    assert asked == [check]
 
 
 def test_a_ratio_is_of_the_same_basis_as_its_budget(roots: Path) -> None:

@@ -39,6 +39,13 @@ ARCHITECTURE = llama(
     tie_word_embeddings=False,
 )
 
+#: One that can be read, and that knows no word.
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"},
+}
+
 #: Of a teacher whose weights nobody reads.
 FINGERPRINT = Fingerprint(config="1" * 64, tensors={"model.norm.weight": "2" * 64})
 
@@ -47,7 +54,7 @@ def write_model(path: Path, *, weights: str | None = "model.safetensors", **conf
     """A model directory with `CONFIG`, changed by `config`, and one weight file of that name (all zeros); its path."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(CONFIG | config))
-    (path / "tokenizer.json").write_text("{}")
+    (path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     if weights:
         write_safetensors(path / weights, tensors_of(CONFIG | config))
     return path

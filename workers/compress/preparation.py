@@ -1,11 +1,9 @@
 """What a search does once: read the teacher, pack the text, judge the teacher, score its parts, find learning rates."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -13,18 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from search.boards import sharing
 from search.correction import Correction, CorrectionRequest
-from search.errors import InvalidInput, InvalidRequest
+from search.errors import InvalidRequest
 from search.learning_rate import RateSweep, tried_on
 from search.planning import feasible_sets
 from search.ports import ArtifactStore
 from search.records import Preparation, SearchRecord
 from search.request import SearchRequest
 from search.serialization import canonical_json, from_json, to_json
+from search.sources import resolve_teacher
 from search.text_report import TextReport
 from search.texts import Texts, resolve_texts
-from workers.compress.corpus import pinned, read_documents
+from workers.compress.corpus import pinned
 from workers.compress.correction import corrected, corrected_weights
-from workers.compress.cutting import LONGEST_PIECE
 from workers.compress.data import Tokens, pack, packing_key
 from workers.compress.difference import SELECTION_VERSION, Reference, best_windows, load_reference
 from workers.compress.evaluate import held_out_cross_entropy
@@ -33,6 +31,7 @@ from workers.compress.latency import latency_metrics
 from workers.compress.learning_rate import SWEEP_VERSION, find_rate
 from workers.compress.model import count_parameters
 from workers.compress.provenance import Stopwatch, environment
+from workers.compress.sample import sample
 from workers.compress.storing import key_of, store_tensors
 from workers.compress.tasks import Task, judge_all, load_layer_task, load_tasks
 from workers.compress.teacher import Teacher, check_finite
@@ -50,8 +49,6 @@ from workers.compress.workbench import (
 log = structlog.get_logger(__name__)
 
 _SECONDS_BETWEEN_LOGS = 5
-#: Of each text, for the comparison of tokenizers.
-_SAMPLED_DOCUMENTS = 100
 
 
 def prepare(
@@ -69,6 +66,9 @@ def prepare(
         InvalidInput: teacher or text are not what the request and the submission's check made of them.
     """
     request, clock = search.request, Stopwatch()
+    with clock("pack_text"):  # a tokenizer that is refused shall not cost the reading of the weights
+        texts = pinned(resolve_texts(request.data, data_roots, allow_hub=allow_hub))
+        tokenizer = _tokenizer(search, texts, model_roots)
     with clock("load_teacher"):
         teacher, identity = open_teacher(search, model_roots=model_roots, device=device)
         origin = open_origin(search, model_roots=model_roots, device=device)
@@ -76,8 +76,6 @@ def prepare(
         for model in (teacher, source):
             check_finite(model)
     with clock("pack_text"):
-        texts = pinned(resolve_texts(request.data, data_roots, allow_hub=allow_hub))
-        tokenizer = _tokenizer(teacher, source, texts, request)
         reference = load_reference(
             request.data.selection, model_roots, tokenizer, device=device, reading=request.teacher.tokenizer
         )
@@ -296,18 +294,22 @@ def _find_rates(search: SearchRecord, bench: Workbench, preparation: Preparation
     return found
 
 
-def _tokenizer(teacher: Teacher, source: Teacher, texts: Texts, request: SearchRequest) -> PreTrainedTokenizerBase:
-    """The teacher's, as the request reads it.
+def _tokenizer(search: SearchRecord, texts: Texts, model_roots: Sequence[Path]) -> PreTrainedTokenizerBase:
+    """The teacher's, as the request reads it. Looks at no weight.
 
     Raises:
         UnusableTeacher: it reads the text otherwise than its file does.
         InvalidRequest: what candidates are cut from has not the same tokens.
     """
-    tokenizer = load_tokenizer(teacher.path, request.teacher.tokenizer)
-    check_tokenizer(tokenizer, teacher.path, _sample(texts, request))
-    warn_of_tokens_without_row(tokenizer, vocab_size=teacher.architecture.vocab_size)
-    reading = (request.start_from or request.teacher).tokenizer
-    if load_tokenizer(source.path, reading).get_vocab() != tokenizer.get_vocab():
+    wanted, folder = search.request.teacher, resolve_teacher(search.request.teacher.model, model_roots).path
+    tokenizer = load_tokenizer(folder, wanted.tokenizer)
+    check_tokenizer(tokenizer, folder, sample(texts, search.request.data))
+    warn_of_tokens_without_row(tokenizer, vocab_size=search.teacher.architecture.vocab_size)
+    origin = search.request.start_from
+    if origin is None:
+        return tokenizer
+    other = load_tokenizer(resolve_teacher(origin.model, model_roots).path, origin.tokenizer)
+    if other.get_vocab() != tokenizer.get_vocab():
         raise InvalidRequest(
             expected="a model with the teacher's tokenizer",
             got="another vocabulary of the same size",
@@ -315,16 +317,3 @@ def _tokenizer(teacher: Teacher, source: Teacher, texts: Texts, request: SearchR
             hint="Students are compared with the teacher token by token.",
         )
     return tokenizer
-
-
-def _sample(texts: Texts, request: SearchRequest) -> list[str]:
-    """The first documents of each text, of a long one its beginning."""
-    sample: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        for text in (*texts.train, *texts.held_out):
-            try:
-                documents = read_documents(text.source, request.data, Path(folder))
-                sample += [unit.text[:LONGEST_PIECE] for unit in islice(documents, _SAMPLED_DOCUMENTS)]
-            except InvalidInput as error:
-                raise error if error.where else error.at(*text.where) from None
-    return sample

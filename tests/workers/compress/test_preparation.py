@@ -85,8 +85,8 @@ def test_two_searches_on_the_same_text_pack_it_once(tmp_path: Path, monkeypatch:
     assert len(packed) == 2
 
 
-def test_a_tokenizer_that_is_not_its_files_is_refused_and_read_from_there_where_the_request_says_so(
-    tmp_path: Path,
+def test_a_tokenizer_that_is_not_its_files_is_refused_before_weights_are_read_unless_the_request_takes_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(tmp_path)
     file, said = (home.models / "tiny" / name for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -94,7 +94,9 @@ def test_a_tokenizer_that_is_not_its_files_is_refused_and_read_from_there_where_
     stored["pre_tokenizer"]["add_prefix_space"] = True  # which GPT2Tokenizer of transformers 5 does not ask for
     file.write_text(json.dumps(stored))
     said.write_text(json.dumps(json.loads(said.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}))
-    with pytest.raises(UnusableTeacher, match=r"tokenizer\.json does: \['Ġ.*\], got \"\['[^Ġ]") as caught:
+    refused = pytest.raises(UnusableTeacher, match=r"tokenizer\.json does: \['Ġ.*\], got \"\['[^Ġ]")
+    with monkeypatch.context() as patched, refused as caught:
+        patched.setattr(preparation, "open_teacher", None)  # it does not come to that
         home.prepared()
     assert caught.value.where == ("teacher", "tokenizer")
     search = home.prepared(replace(REQUEST, teacher=replace(REQUEST.teacher, tokenizer="file")))

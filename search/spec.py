@@ -100,7 +100,8 @@ class Spec:
     """What the search optimised; the values are counted below, or among `measurements`."""
     architecture: Architecture
     config: Mapping[str, Any]
-    """The same as a complete Hugging Face config."""
+    """The same as a complete Hugging Face config. The one beside exported weights also names rotary positions as
+    transformers 4 does."""
     selection: Selection
     parameters: int
     """Counted in closed form, and equal to the built model's."""

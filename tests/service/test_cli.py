@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from search.distillation import DistillationRequest
+from search.losses import Loss
 from search.records import JobState
 from search.request import QUARTERS, HalvingRequest, RepeatsRequest, SearchRequest, StrategyRequest
 from search.serialization import from_json
@@ -262,6 +263,36 @@ def test_a_leaderboard_says_how_sure_it_is(espalier: Shell, served: Served, requ
     assert ["2", second.id, "2", "2.5500", "±", "0.7071", "2.5600", "0%"] in rows
     assert ["3", once.id, "1", "9.5000", "9.5100", "0%"] in rows
     assert "2 runs with other seeds" in "\n".join(espalier.lines("show", search_id))
+
+
+def test_a_leaderboard_that_deaths_of_workers_touched_says_so(
+    espalier: Shell, served: Served, request_file: Path
+) -> None:
+    search_id = espalier.json("submit", request_file)["id"]
+    driver = HandDriver(served)
+    driver.take()
+    unlucky, fatal = driver.propose(2)
+    store, lease = served.store, driver.lease
+    assert lease is not None
+
+    def shown(command: str) -> str:
+        return " ".join(" ".join(espalier.lines(command, search_id)).split())
+
+    assert "Workers:" not in shown("leaderboard")
+    store.start_run(lease, unlucky.run_id, worker="hand")
+    store.fail_run(lease, unlucky.run_id, "killed", again=True, loss=Loss.ACCIDENT)
+    driver.complete(unlucky, 2.0)
+    assert "Workers: 1 died under 1 runs, which went on from their last rungs: results are as without." in shown(
+        "leaderboard"
+    )
+    store.start_run(lease, fatal.run_id, worker="hand")
+    store.fail_run(lease, fatal.run_id, "crashed", loss=Loss.CRASH)
+    for command in ("leaderboard", "show"):
+        assert "1 of them were given up, as their workers died at the same place each time" in shown(command)
+    board = espalier.json("leaderboard", search_id)
+    assert board["losses"] == {"workers": 2, "runs": 2, "given_up": 1}
+    marks = {row["candidate_id"]: (row["lost_workers"], row["given_up"]) for row in board["items"]}
+    assert marks == {unlucky.id: (1, False), fatal.id: (1, True)}
 
 
 def test_a_leaderboard_says_that_rates_are_not_compared(espalier: Shell, served: Served, request_file: Path) -> None:

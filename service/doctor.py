@@ -122,7 +122,7 @@ def _drivers(settings: ServiceSettings) -> Iterator[Finding]:
         return
     last = drivers[0]
     age_s = (now - last.seen_at).total_seconds()
-    resources = ", ".join(f"{amount:g} {name}" for name, amount in last.resources.items()) or "no resources yet"
+    resources = ", ".join(_amount(name, amount) for name, amount in last.resources.items()) or "no resources yet"
     seen = f"{last.host} process {last.pid}, seen {age_s:,.0f} s ago, {resources}"
     if age_s <= settings.driver_timeout_s and last.waits_for:
         yield _note("driver", f"{seen}; it waits: {last.waits_for}", "It takes searches as soon as its Ray is there.")
@@ -130,6 +130,12 @@ def _drivers(settings: ServiceSettings) -> Iterator[Finding]:
         yield _ok("driver", seen)
     else:
         yield _note("driver", seen, "No driver runs now: `espalier serve` and `espalier driver` start one.")
+
+
+def _amount(name: str, amount: float) -> str:
+    """Of a resource as Ray names it; what ends in memory is in bytes."""
+    is_bytes = name.endswith("memory")
+    return f"{amount / _GIB:,.1f} GiB {name}" if is_bytes else f"{amount:g} {name}"
 
 
 def _artifacts(settings: ServiceSettings) -> Iterator[Finding]:
@@ -160,8 +166,8 @@ def _roots(
     what: str, roots: Sequence[Path], variable: str, holdings: Callable[[Path], Sequence[str]]
 ) -> Iterator[Finding]:
     if not roots:
-        hint = f'Set {variable} to a JSON list of folders, e.g. ["/srv/{what.split()[0]}s"].'
-        yield _broken(what, "none is configured, so no request can name one", hint)
+        hint = f'Set {variable} to a JSON list of folders, e.g. ["/srv/{what.split()[0]}"].'
+        yield _broken(what, "none is configured, so no request can name one.", hint)
     for root in roots:
         folder = root.expanduser()
         if not folder.is_dir():

@@ -20,7 +20,7 @@ _REFUSALS = {
 DOWNLOAD: dict[int | str, dict[str, Any]] = {
     206: {"description": "The bytes that the Range header names"},
     304: {"description": "If-None-Match names what the client has"},
-    **problems(400, 416),
+    **problems(400, 412, 416),
 }
 
 
@@ -38,11 +38,17 @@ class Download(FileResponse):
         super().__init__(path, media_type=media_type, filename=filename, headers={"ETag": f'"{digest}"'})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer: 200, 206, 304 where the client names the ETag, a problem where its range cannot be."""
+        """Answer: 200, 206, 304 where the client names the ETag, a problem where it means another."""
         if self._is_known(Headers(scope=scope)):
             await Response(status_code=304, headers={"ETag": self.headers["etag"]})(scope, receive, send)
             return
         refused = False
+        if not self._is_wanted(Headers(scope=scope)):
+            answer = problem(
+                scope["path"], 412, detail="The file is not the one that If-Match names; its ETag is another."
+            )
+            await answer(scope, receive, send)
+            return
 
         async def send_or_refuse(message: Message) -> None:
             nonlocal refused
@@ -56,6 +62,11 @@ class Download(FileResponse):
                 await send(message)
 
         await super().__call__(scope, receive, send_or_refuse)
+
+    def _is_wanted(self, headers: Headers) -> bool:
+        """Whether If-Match, where it is given, names it (RFC 9110, section 13.1.1); weak tags never do."""
+        given = headers.get("if-match")
+        return given is None or bool({tag.strip() for tag in given.split(",")} & {"*", self.headers["etag"]})
 
     def _is_known(self, headers: Headers) -> bool:
         """Whether If-None-Match names it (RFC 9110, section 13.1.2); weak tags of the same name do."""

@@ -122,7 +122,8 @@ def install_handlers(app: FastAPI) -> None:
     def on_http_exception(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers["Allow"] = ", ".join(allowed_methods(app, request.url.path))
+            own = {method.strip() for method in headers.get("Allow", "").split(",") if method.strip()}
+            headers["Allow"] = ", ".join(sorted(own | set(allowed_methods(app, request.url.path))))
         return problem(request.url.path, error.status_code, detail=_http_detail(request, error), headers=headers)
 
     def on_outage(request: Request, error: Exception) -> Response:
@@ -141,7 +142,7 @@ def allowed_methods(app: FastAPI, path: str) -> list[str]:
         for method, told in operations.items()
     }
     is_download = any(compile_path(template)[0].fullmatch(path) for template in _downloads(app.openapi()))
-    return sorted(found | ({"HEAD"} if is_download else set()) or {"GET"})
+    return sorted(found | ({"HEAD"} if is_download else set()))
 
 
 def _downloads(openapi: Mapping[str, Any]) -> list[str]:

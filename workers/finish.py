@@ -245,9 +245,10 @@ class Run:
 
     def _judge(self, state: State) -> None:
         """Say so where the student ends worse than it began."""
-        losses = {m.tokens: m.value for m in state.measurements if m.metric == "validation_loss"}
+        values = {(m.metric, m.tokens): m.value for m in state.measurements}
+        losses = {tokens: value for (metric, tokens), value in values.items() if metric == "validation_loss"}
         first, last = losses[min(losses)], losses[max(losses)]
-        if last > first:
+        if last > first + values.get(("validation_loss_stderr", max(losses)), 0.0):
             self.tell(
                 f"Finishing made it worse: validation loss {first:.4f} before, {last:.4f} after. A lower learning rate "
                 "usually helps; what it began with is still where it was."

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from search.serialization import from_json
 from search.text_report import TextReport
+from service.client import FINAL_STATES
 from service.commands.output import facts, number, quantity, table
 
 Json = Mapping[str, Any]
@@ -215,7 +216,9 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
     ]
     columns = ("#", "candidate", "params", "size", *_SIZE_COLUMNS, "before", "loss", "test")
     if not rows:
-        out.print(f"{title}: no candidates yet.")
+        is_over = board["state"] in FINAL_STATES
+        hint = f" `espalier show {board['search_id']}` says why." if is_over else ""
+        out.print(f"{title}: no candidates{'.' if is_over else ' yet.'}{hint}")
         return
     spare = [columns.index(name) for name in _SPARE]
     out.print(table(title, columns, rows, left=(1,), whole=(0, 1), spare=spare))
@@ -227,7 +230,8 @@ def show_leaderboard(board: Json, title: str, out: Console) -> None:
         + (" stopped: behind at a rung; its loss is that of the rung." if _any_stopped(board) else "")
     )
     for row in board["items"]:
-        if row["rank"] and row["loss_before"] is not None and row["loss"] > row["loss_before"]:
+        noise = row["loss_stderr"] or 0.0
+        if row["rank"] and row["loss_before"] is not None and row["loss"] > row["loss_before"] + noise:
             out.print(
                 f"Training made {row['candidate_id']} worse: {number(row['loss_before'])} before, "
                 f"{number(row['loss'])} after. A lower learning rate usually helps.",

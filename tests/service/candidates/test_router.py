@@ -157,6 +157,14 @@ def test_what_a_client_has_is_not_sent_again(client: TestClient, archive: str, n
     assert client.get(archive, headers={"If-None-Match": '"other"'}).content == b"0123456789"
 
 
+def test_another_file_than_the_client_means_is_not_sent(client: TestClient, archive: str) -> None:
+    tag = client.get(archive).headers["etag"]
+    assert client.get(archive, headers={"If-Match": f'"other", {tag}'}).content == b"0123456789"
+    for names in ('"other"', f"W/{tag}"):
+        answer = client.get(archive, headers={"If-Match": names})
+        assert check_problem(answer.status_code, answer.headers, answer.json())["status"] == 412
+
+
 @pytest.mark.parametrize(("asked", "status"), [("bytes", 400), ("lines=1-2", 400), ("bytes=10-", 416)])
 def test_a_range_that_cannot_be_is_a_problem(client: TestClient, archive: str, asked: str, status: int) -> None:
     answer = client.get(archive, headers={"Range": asked})

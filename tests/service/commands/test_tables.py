@@ -1,49 +1,54 @@
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from search.data import DataRequest, WeightedText
-from search.request import BudgetRequest, SearchRequest, TeacherRequest
-from search.serialization import to_json
-from search.text_report import TextReport
-from service.commands.tables import show_search, text_name
-
-BLEND = (WeightedText(path="tinystories", weight=3), WeightedText(path="wiki"))
+from search.architecture import AXES
+from service.commands.tables import show_leaderboard
 
 
-def shown(train: Any, report: TextReport | None) -> str:
-    """A search with that text, as `espalier show` prints it once it is prepared."""
-    request = SearchRequest(
-        teacher=TeacherRequest(model="tiny"), budgets=(BudgetRequest(ratio=0.5),), data=DataRequest(train=train)
-    )
-    search: dict[str, Any] = {
-        "id": "s1", "state": "running", "error": None, "request": to_json(request), "budgets": [],
-        "teacher": {"model": "tiny", "parameters": 9}, "created_at": "", "started_at": "", "finished_at": None,
-        "progress": dict.fromkeys(
-            ("planned", "pending", "running", "paused", "completed", "stopped", "failed", "cancelled", "repeats"), 0
-        ),
-        "preparation": {
-            "teacher_metrics": {}, "correction": None, "learning_rates": [], "text": report and to_json(report)
-        },
-    }  # fmt: skip
-    out = io.StringIO()
-    show_search(search, Console(file=out, width=200))
-    return out.getvalue()
+def row(**told: Any) -> dict[str, Any]:
+    sizes = dict.fromkeys(AXES, 4)
+    values = {"loss_before": 3.0, "loss": 2.0, "loss_stderr": 0.1, "loss_mean": 2.0, "test_loss": 2.1, "runs": 1}
+    about = {"rank": 1, "candidate_id": "c-1", "parameters": 10, "state": "completed", "tied": False, "pareto": False}
+    return {
+        **sizes,
+        **values,
+        **about,
+        "learning_rate": 0.01,
+        "lost_workers": 0,
+        "given_up": False,
+        "metrics": {},
+        **told,
+    }
 
 
-def test_a_text_is_called_by_its_path_and_a_blend_by_its_parts() -> None:
-    assert text_name("tinystories") == "tinystories"
-    assert text_name(to_json(DataRequest(train=BLEND))["train"]) == "tinystories (75%), wiki (25%)"
-    assert text_name([{"path": "a", "weight": 1}, {"path": "b", "weight": 2}]) == "a (33.3%), b (66.7%)"
+def shown(rows: Sequence[Mapping[str, Any]], *, state: str = "completed") -> str:
+    board = {
+        "search_id": "s-1",
+        "state": state,
+        "teacher_parameters": 20,
+        "teacher_loss": 1.5,
+        "teacher_metrics": {},
+        "objectives": ["loss"],
+        "hypervolume": None,
+        "losses": {"workers": 0, "runs": 0, "given_up": 0},
+        "total": len(rows),
+        "items": rows,
+    }
+    out = Console(file=io.StringIO(), width=100, markup=False)
+    show_leaderboard(board, "All candidates", out)
+    assert isinstance(out.file, io.StringIO)
+    return out.file.getvalue()
 
 
-def test_a_search_shows_its_blend_and_what_became_of_the_text() -> None:
-    found = shown(BLEND, TextReport(documents=9, repeats=4, passed_over=("a.csv",)))
-    for said in ("tinystories (75%), wiki (25%)", "4 of 9 documents", "Files that were not read: a.csv."):
-        assert said in found
-    assert "{" not in found
+@pytest.mark.parametrize(("loss", "is_said"), [(2.0, False), (3.05, False), (3.2, True)])
+def test_a_candidate_that_training_made_worse_is_named_unless_that_may_be_noise(loss: float, is_said: bool) -> None:
+    assert ("Training made c-1 worse: 3.0000 before" in shown([row(loss=loss)])) is is_said
 
 
-def test_a_search_that_was_prepared_before_reports_were_kept_is_shown() -> None:
-    assert "about the text" not in shown("tinystories", None)
+def test_a_board_without_candidates_says_whether_there_will_be_any() -> None:
+    assert "no candidates yet." in shown([], state="running")
+    assert "no candidates. `espalier show s-1` says why." in shown([], state="failed")

@@ -23,6 +23,8 @@ class TextReport:
     """Documents without text, and rows with null in its place."""
     passed_over: tuple[str, ...] = ()
     """Files in the text's folders that are none of its formats, the first twelve of each."""
+    tokens_without_row: int = 0
+    """Tokens that the tokenizer knows and the model has no embedding for; a text that holds one is refused."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -40,6 +42,11 @@ class TextReport:
                 "sections of the same one may be trained on and held out, with a gap between them."
             )
         if self.empty:
-            yield f"{self.empty:,} further documents are empty or null."
+            yield f"{self.empty:,} documents are empty or null."
+        if self.tokens_without_row:
+            yield (
+                f"The tokenizer knows {self.tokens_without_row:,} tokens that the model has no row for: they were "
+                "added to it alone. A text that holds one is refused."
+            )
         if self.passed_over:
             yield f"Files that were not read: {', '.join(self.passed_over)}."

@@ -37,6 +37,7 @@ from search.texts import Texts
 from workers.compress.corpus import contents
 from workers.compress.documents import Blend, Reader, beginning, encode, num_cores
 from workers.compress.overlap import HeldOut, sequences
+from workers.compress.tokenizer import tokens_without_row
 
 #: In the order in which documents go to them: what is held out does not move when more is trained or calibrated on.
 SPLITS = ("validation", "test", "calibration", "train")
@@ -129,7 +130,8 @@ def pack(
     with tempfile.TemporaryDirectory(prefix="espalier-") as name:
         reader = Reader(tokenizer=tokenizer, data=request.data, folder=Path(name), processes=processes or num_cores())
         packed = _pack(texts, reader, request, progress or (lambda packed, total: None))
-    tokens = Tokens(**packed, report=from_json(TextReport, dict(reader.counts)))
+    unknown = len(tokens_without_row(tokenizer, vocab_size=vocab_size))
+    tokens = Tokens(**packed, report=from_json(TextReport, dict(reader.counts) | {"tokens_without_row": unknown}))
     require_known(max(int(windows.max()) for windows in packed.values()), vocab_size=vocab_size)
     return tokens
 

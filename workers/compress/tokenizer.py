@@ -96,9 +96,14 @@ def check_tokenizer(
         raise _other(where, "…", *(f"{before} before and {after} after a text" for before, after in around))
 
 
+def tokens_without_row(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> dict[int, str]:
+    """The tokens that a model of `vocab_size` has no embedding for, by id. A text that holds one is refused later."""
+    return {id_: token for token, id_ in tokenizer.get_vocab().items() if id_ >= vocab_size}
+
+
 def warn_of_tokens_without_row(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
-    """Log the tokens that a model of `vocab_size` has no embedding for: a text that holds one is refused later on."""
-    unknown = {id_: token for token, id_ in tokenizer.get_vocab().items() if id_ >= vocab_size}
+    """Log them. Whoever looks at the search sees their number in `preparation.text`."""
+    unknown = tokens_without_row(tokenizer, vocab_size=vocab_size)
     if unknown:
         log.warning(
             "the tokenizer knows tokens that the model has no row for",

@@ -63,6 +63,15 @@ def documents_in(windows: Tensor) -> list[tuple[int, ...]]:
     return [tuple(document) for document in documents]
 
 
+def test_tokens_that_the_model_has_no_row_for_are_counted(stories: Path, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    size = len(tokenizer.get_vocab())
+    tokenizer.add_tokens(["<one>", "<two>"])
+    for rows, unknown in ((size, 2), (size + 1, 1), (size + 2, 0)):
+        assert pack(texts_of([stories]), tokenizer, REQUEST, vocab_size=rows).report.tokens_without_row == unknown
+
+
 def test_each_split_has_exactly_the_windows_asked_for(stories: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokens = packed([stories], tokenizer)
     shapes = {split: tuple(windows.shape) for split, windows in tokens.tensors.items()}

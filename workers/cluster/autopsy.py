@@ -13,8 +13,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.losses import Loss
 
-#: What faulthandler, which Ray switches on, writes when a signal such as SIGSEGV ends a process.
-_FATAL = re.compile(r"^Fatal Python error: (.*)$", re.MULTILINE)
+#: What a signal such as SIGSEGV has a worker write before it ends: Ray's own handler first, then faulthandler, which
+#: Ray switches on, unless the former ends it. Of a SIGTERM, Ray's handler says the same: that is nobody's crash.
+_FATAL = re.compile(r"^(?:Fatal Python error: (.*)|\*\*\* (SIG(?:SEGV|ABRT|BUS|FPE|ILL)) received.*)$", re.MULTILINE)
 #: How Ray tells of a process that ended by itself, with a status; one that was told to end has one too.
 _EXIT_CODE = re.compile(r"exit code (\d+)(?!.*SIGTERM)", re.DOTALL)
 _TAIL_BYTES = 64 * 1024
@@ -60,7 +61,7 @@ def examine(worker: Whereabouts) -> tuple[Loss, str]:
     """What is left of a dead worker, on its machine."""
     fatal = _FATAL.search(_tail(worker.errors)) if worker.errors else None
     if fatal:
-        return Loss.CRASH, f"crashed: {fatal[1]}"
+        return Loss.CRASH, f"crashed: {fatal[1] or fatal[2]}"
     if oom_kills() > worker.oom_kills:
         return Loss.MEMORY, "killed by the kernel, as memory ran out"
     return Loss.ACCIDENT, "killed from outside"

@@ -27,6 +27,16 @@ def test_a_crash_leaves_its_name(tmp_path: Path, number: signal.Signals) -> None
     assert words.startswith("crashed: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "loss"), [("SIGSEGV", Loss.CRASH), ("SIGFPE", Loss.CRASH), ("SIGTERM", Loss.ACCIDENT)]
+)
+def test_what_rays_own_handler_wrote_is_enough(tmp_path: Path, name: str, loss: Loss) -> None:
+    """It may end the process before faulthandler comes to write."""
+    (tmp_path / "errors").write_text(f"some warning\n*** {name} received at time=1796089982 on cpu 1 ***\nPC: @ 0x7f\n")
+    worker = Whereabouts(node_id="here", errors=str(tmp_path / "errors"), oom_kills=oom_kills())
+    assert examine(worker)[0] is loss
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_one_that_was_killed_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     assert examine(dead(tmp_path / "errors", number))[0] is Loss.ACCIDENT

@@ -97,6 +97,16 @@ class TestRayEvaluator(PipelineEvaluatorContract):
         assert replace(made, seconds={}) == replace(preparation, seconds={})
 
 
+def start_both(evaluator: RayEvaluator, search: SearchRecord) -> None:
+    """Start two workers and wait until both have done something: how long one takes to begin is its own affair."""
+    assert evaluator.start(search) == 2, "max_parallel"
+    first_rung = search.request.rung_tokens[0]
+    brief = [replace(task_for(search, index=index), run_id=f"brief-{index}", until=first_rung) for index in range(2)]
+    for task in brief:
+        evaluator.submit(task)
+    events_until_ended(evaluator, *(task.run_id for task in brief))
+
+
 def poll_until_running(evaluator: RayEvaluator, count: int) -> dict[str, int]:
     """The processes of the first `count` runs that have been measured, while none of them has ended."""
     events: list[EvaluationEvent] = []
@@ -109,7 +119,7 @@ def poll_until_running(evaluator: RayEvaluator, count: int) -> dict[str, int]:
 def test_two_candidates_are_evaluated_at_the_same_time_on_two_actors(
     evaluator: RayEvaluator, long_search: SearchRecord
 ) -> None:
-    assert evaluator.start(long_search) == 2, "max_parallel"
+    start_both(evaluator, long_search)
     for index in range(2):
         evaluator.submit(task_for(long_search, index=index))
     pids = poll_until_running(evaluator, 2)
@@ -145,7 +155,7 @@ def test_a_share_of_a_gpu_is_reserved_for_each_worker(
 ) -> None:
     evaluator = RayEvaluator(settings.model_copy(update={"gpus_per_worker": 0.5}), home.sources)
     try:
-        assert evaluator.start(long_search) == 2
+        start_both(evaluator, long_search)
         for index in range(2):
             evaluator.submit(task_for(long_search, index=index))
         poll_until_running(evaluator, 2)
@@ -191,7 +201,7 @@ def listening(pid: int) -> list[tuple[str, int]]:
 def test_a_killed_worker_loses_its_run_and_another_takes_its_place(
     evaluator: RayEvaluator, long_search: SearchRecord, number: signal.Signals, loss: Loss
 ) -> None:
-    assert evaluator.start(long_search) == 2
+    start_both(evaluator, long_search)
     victim, bystander = task_for(long_search, index=0), task_for(long_search, index=1)
     evaluator.submit(victim)
     evaluator.submit(bystander)
@@ -230,7 +240,7 @@ def test_workers_of_a_node_map_the_same_teacher_file(
     search = home.search(LONG)
     search = replace(search, preparation=evaluator.prepare(search, should_stop=lambda: False))
     try:
-        evaluator.start(search)
+        start_both(evaluator, search)
         for index in range(2):
             evaluator.submit(task_for(search, index=index))
         pids = poll_until_running(evaluator, 2)
